@@ -1,0 +1,61 @@
+"""The settings of a cluster: an administrator's to change, the same on every server, each with its reason.
+
+They live in the catalogue and reach every node through the feed. Settings of one process (addresses, folders) are
+options of its command instead.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+from securifile.model.digests import DigestAlgorithm
+
+
+def _at_least(minimum: float) -> object:
+    return attrs.validators.ge(minimum)
+
+
+@attrs.frozen(kw_only=True)
+class ClusterSettings:
+    """What the administrator decides for the whole cluster."""
+
+    replicas: int = attrs.field(default=2, validator=_at_least(0))  # type: ignore[arg-type]
+    """r: copies beside the origin's; from 0 to n-1."""
+    write_copies: int | None = attrs.field(default=None)
+    """Durable copies before a write is answered 2xx; None: more than half of r+1."""
+    digest: DigestAlgorithm = DigestAlgorithm.SHA256
+    """Algorithm for new versions; each version records its own."""
+    heartbeat_interval_s: float = attrs.field(default=0.5, validator=_at_least(0.05))  # type: ignore[arg-type]
+    """Two a second: three unanswered are noticed within what a person calls "at once"."""
+    heartbeats_missed_max: int = attrs.field(default=3, validator=_at_least(1))  # type: ignore[arg-type]
+    """Unanswered in a row before a server is held for down (the requirement's example)."""
+    serve_alone: bool = False
+    """Two nodes, one dead, no admin server: may the other go on? Only if they cannot be cut off from each other."""
+    lease_s: float = attrs.field(default=10.0, validator=_at_least(1))  # type: ignore[arg-type]
+    """How long a lock outlives its holder's silence: long against heartbeats, short against patience."""
+    upload_rate_min: int = attrs.field(default=1024, validator=_at_least(0))  # type: ignore[arg-type]
+    """Bytes a second, over a minute: slower bodies are cut off, so that none holds a lease for ever."""
+    keep_superseded_s: float = attrs.field(default=600.0, validator=_at_least(0))  # type: ignore[arg-type]
+    """How long the blob of an older version stays on disk for readers under way."""
+    session_s: float = attrs.field(default=12 * 3600.0, validator=_at_least(60))  # type: ignore[arg-type]
+    """A working day: how long a sign-in lasts."""
+    ticket_s: float = attrs.field(default=60.0, validator=_at_least(1))  # type: ignore[arg-type]
+    """How long a redirect may take to be followed."""
+    certificate_s: float = attrs.field(default=90 * 86400.0, validator=_at_least(60))  # type: ignore[arg-type]
+    """Lifetime of a server's certificate; renewed after two thirds."""
+    feed_kept: int = attrs.field(default=100_000, validator=_at_least(100))  # type: ignore[arg-type]
+    """Changes kept for nodes that were away; a node older than that gets a snapshot."""
+
+    def __attrs_post_init__(self) -> None:
+        if self.write_copies is not None and not 1 <= self.write_copies <= self.replicas + 1:
+            raise ValueError(f"write_copies must be from 1 to r+1 = {self.replicas + 1}, not {self.write_copies}")
+
+    @property
+    def copies_wanted(self) -> int:
+        """Origin and replicas together: r+1."""
+        return self.replicas + 1
+
+    @property
+    def copies_needed(self) -> int:
+        """Durable copies without which a write is not answered 2xx."""
+        return self.write_copies if self.write_copies is not None else self.copies_wanted // 2 + 1

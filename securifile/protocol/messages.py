@@ -1,0 +1,356 @@
+"""What servers say to each other: every message is a value.
+
+A request is answered by exactly one answer, or by an error (`Refused`). Messages whose answer carries nothing are
+answered by `Done`. On the wire a message is its class's name and its fields; a field added later has a default, and
+fields a receiver does not know are passed over, so that neighbouring releases understand each other.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+from securifile.model.digests import DigestAlgorithm
+from securifile.model.entries import Copy
+from securifile.model.facts import Change, Fact
+from securifile.model.ids import AttemptId, EntryId, Position
+from securifile.model.roles import Role
+from securifile.model.servers import Status
+
+
+@attrs.frozen(kw_only=True)
+class Done:
+    """It is done, and there is nothing more to say."""
+
+
+# --- every server to every other: heartbeats, locks, announcements ---
+
+
+@attrs.frozen(kw_only=True)
+class Heartbeat:
+    """Are you there? Sent every heartbeat interval, in every status."""
+
+    position: Position
+    used_bytes: int = 0
+    available_bytes: int = 0
+    judgements: dict[str, Status] = attrs.field(factory=dict)
+    """How the sender judges each other server: the observer's row of the matrix."""
+
+
+@attrs.frozen(kw_only=True)
+class HeartbeatAnswer:
+    """I am. With what the sender of the heartbeat needs for its standing."""
+
+    position: Position
+    held_for: Status
+    """What the answering server holds the asker for."""
+
+
+@attrs.frozen(kw_only=True)
+class LeaseAsk:
+    """May `holder` modify this file for `duration_s`? Asking again with the same attempt renews."""
+
+    key: bytes
+    """The file's id; for a new path a hash of the parent's id and the name."""
+    attempt: AttemptId
+    person: str
+    duration_s: float
+
+
+@attrs.frozen(kw_only=True)
+class LeaseAnswer:
+    """Granted, or who has it and for how long still."""
+
+    granted: bool
+    holder: str | None = None
+    """The person whose upload holds it."""
+    node: str | None = None
+    expires_in_s: float = 0.0
+
+
+@attrs.frozen(kw_only=True)
+class LeaseRelease:
+    """The attempt has ended; forget its lease."""
+
+    key: bytes
+    attempt: AttemptId
+
+
+@attrs.frozen(kw_only=True)
+class Announce:
+    """This was committed at `position`. Answered by `Done` when the receiver's index has it."""
+
+    position: Position
+    facts: tuple[Fact, ...]
+
+
+# --- node to admin server: the feed ---
+
+
+@attrs.frozen(kw_only=True)
+class Follow:
+    """Send me every change after `position`, in order, as `Changes`, from now on."""
+
+    position: Position
+
+
+@attrs.frozen(kw_only=True)
+class Following:
+    """The feed starts; when `snapshot`, with `SnapshotPart`s, because the position is too old or of another history."""
+
+    position: Position
+    snapshot: bool
+
+
+@attrs.frozen(kw_only=True)
+class Changes:
+    """Admin to node: the next changes, without a gap. Answered by `Done` after they are in the index."""
+
+    epoch: int
+    changes: tuple[Change, ...]
+
+
+@attrs.frozen(kw_only=True)
+class SnapshotPart:
+    """Admin to node: a part of everything there is at `position`; after the `last` it takes the index's place."""
+
+    position: Position
+    facts: tuple[Fact, ...]
+    last: bool
+
+
+# --- node to admin server: acting for a person ---
+
+
+@attrs.frozen(kw_only=True)
+class Commit:
+    """Make this attempt version `number` of the file, if that is the next one."""
+
+    attempt: AttemptId
+    person: str
+    owner: str
+    parent: EntryId
+    name: str
+    file: EntryId
+    """The file's id; for a new path the id it gets."""
+    number: int
+    """1 for a new path; otherwise current version + 1."""
+    size: int
+    digest: bytes
+    algorithm: DigestAlgorithm
+    copies: tuple[Copy, ...]
+    key: str | None = None
+    """The Idempotency-Key of the request."""
+    request: bytes = b""
+    """Hash of person, path and precondition: what must be equal when a key comes again."""
+
+
+@attrs.frozen(kw_only=True)
+class Committed:
+    """Committed at `position` (now, or earlier when the same attempt or key comes again)."""
+
+    position: Position
+    facts: tuple[Fact, ...]
+    attempt: AttemptId
+    """The attempt that won: another one when an Idempotency-Key was answered from memory."""
+    created: bool
+
+
+@attrs.frozen(kw_only=True)
+class OutcomeAsk:
+    """How did this attempt end? With `abandon`, it ends now if it has not yet."""
+
+    attempt: AttemptId
+    abandon: bool
+
+
+@attrs.frozen(kw_only=True)
+class Outcome:
+    """`committed` (then with the answer of the commit), `abandoned`, or None: not ended."""
+
+    ended: str | None
+    committed: Committed | None = None
+
+
+@attrs.frozen(kw_only=True)
+class KeyAsk:
+    """Was this Idempotency-Key used before? Answered by `Outcome`; refused when used for something else."""
+
+    person: str
+    key: str
+    request: bytes
+
+
+@attrs.frozen(kw_only=True)
+class MakeFolder:
+    """Create a folder."""
+
+    person: str
+    owner: str
+    parent: EntryId
+    name: str
+    id: EntryId
+
+
+@attrs.frozen(kw_only=True)
+class Delete:
+    """Delete an entry; a folder with all beneath it when `recursive`."""
+
+    person: str
+    entry: EntryId
+    recursive: bool = False
+    version: int | None = None
+    """Only if this is the current version (`If-Match`)."""
+
+
+@attrs.frozen(kw_only=True)
+class Move:
+    """Give an entry another parent and name, within the same owner's namespace."""
+
+    person: str
+    entry: EntryId
+    parent: EntryId
+    name: str
+
+
+@attrs.frozen(kw_only=True)
+class SetGrant:
+    """Give, change (`role`) or take away (None) a person's right."""
+
+    person: str
+    entry: EntryId
+    username: str
+    role: Role | None
+
+
+@attrs.frozen(kw_only=True)
+class Acted:
+    """What acting for the person committed."""
+
+    position: Position
+    facts: tuple[Fact, ...]
+
+
+@attrs.frozen(kw_only=True)
+class SignIn:
+    """A person's name (or e-mail address) and password, for a session."""
+
+    username: str
+    password: str = attrs.field(repr=False)
+    peer: str
+
+
+@attrs.frozen(kw_only=True)
+class SignedIn:
+    """The new session; the token is nowhere else."""
+
+    token: str = attrs.field(repr=False)
+    username: str
+    expires_at: float
+    position: Position
+    facts: tuple[Fact, ...]
+
+
+@attrs.frozen(kw_only=True)
+class CheckPassword:
+    """Is this the person's password? For HTTP Basic."""
+
+    username: str
+    password: str = attrs.field(repr=False)
+    peer: str
+
+
+@attrs.frozen(kw_only=True)
+class PasswordChecked:
+    """It is; valid until the person's `credentials` change."""
+
+    username: str
+    credentials: int
+
+
+@attrs.frozen(kw_only=True)
+class SignOut:
+    """End a session."""
+
+    token_hash: bytes = attrs.field(repr=False)
+
+
+@attrs.frozen(kw_only=True)
+class RenewCertificate:
+    """A CSR (PEM) for the asking node itself."""
+
+    csr: bytes
+
+
+@attrs.frozen(kw_only=True)
+class RenewedCertificate:
+    """The new certificate with its chain (PEM)."""
+
+    chain: bytes
+
+
+@attrs.frozen(kw_only=True)
+class AuditKept:
+    """Admin to node: the records of this boot up to this number are kept."""
+
+    boot: str
+    number: int
+
+
+
+
+# --- bulk connections: one transfer at a time ---
+
+
+@attrs.frozen(kw_only=True)
+class StoreBlob:
+    """The blob of this attempt follows as a stream. Answered by `BlobStored`."""
+
+    attempt: AttemptId
+    file: EntryId
+    version: int
+    algorithm: DigestAlgorithm
+    size: int | None
+    """When it is known beforehand: for early refusal."""
+
+
+@attrs.frozen(kw_only=True)
+class BlobStored:
+    """It is durable here; the digest is computed by the receiver."""
+
+    size: int
+    digest: bytes
+
+
+@attrs.frozen(kw_only=True)
+class FetchBlob:
+    """Bytes [start, stop) of the blob, please (`stop` None: to its end)."""
+
+    attempt: AttemptId
+    start: int = 0
+    stop: int | None = None
+
+
+@attrs.frozen(kw_only=True)
+class BlobFollows:
+    """The bytes follow as a stream; the whole blob is `size` long."""
+
+    size: int
+
+
+# --- errors ---
+
+
+@attrs.frozen(kw_only=True)
+class Refused:
+    """A `Refusal` on its way to another server."""
+
+    code: str
+    detail: str
+    retry_after_s: float | None = None
+    evidence: dict[str, Any] = attrs.field(factory=dict)
+
+
+Message = Any
+"""Any of the classes above (attrs instances)."""
