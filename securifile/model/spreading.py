@@ -1,0 +1,29 @@
+"""When a commit has spread far enough to be answered: no node may serve an older state afterwards.
+
+Every running server has acknowledged it; or, if some are silent, more than half of the nodes have and one
+standing period has passed since the commit: by then a silent node has lost its standing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from securifile.model.standing import FRESH_INTERVALS
+
+
+def spread_enough(
+    acknowledged: Collection[str], running: Collection[str], nodes: Collection[str], *, waited_s: float, interval_s: float
+) -> bool:
+    """Whether the answer may go out.
+
+    Args:
+        acknowledged: nodes whose index has the commit, the acting one included.
+        running: nodes that are held for running now.
+        nodes: all nodes of the cluster.
+        waited_s: seconds since the commit.
+        interval_s: the heartbeat interval.
+    """
+    if set(running) <= set(acknowledged):
+        return True
+    majority = len(set(acknowledged) & set(nodes)) * 2 > len(nodes)
+    return majority and waited_s >= FRESH_INTERVALS * interval_s
