@@ -298,8 +298,6 @@ class AuditKept:
     number: int
 
 
-
-
 # --- bulk connections: one transfer at a time ---
 
 
