@@ -136,9 +136,7 @@ class Settings:
 
 Entry = File | Folder
 
-Fact = (
-    Person | PersonGone | Session | SessionGone | Folder | File | EntryGone | Grant | GrantGone | Server | ServerGone | Settings
-)
+Fact = Person | PersonGone | Session | SessionGone | Folder | File | EntryGone | Grant | GrantGone | Server | ServerGone | Settings
 
 
 @attrs.frozen(kw_only=True)

@@ -62,10 +62,10 @@ class ISql(Interface):
     Statements are written once for PostgreSQL and SQLite, with parameters as `:name`.
     """
 
-    def query(statement: str, parameters: Mapping[str, Any] = {}) -> Awaitable[Sequence[Row]]:  # noqa: B006
+    def query(statement: str, parameters: Mapping[str, Any] = {}) -> Awaitable[Sequence[Row]]:
         """All rows of the answer. BYTEA columns come as `bytes`."""
 
-    def execute(statement: str, parameters: Mapping[str, Any] = {}) -> Awaitable[int]:  # noqa: B006
+    def execute(statement: str, parameters: Mapping[str, Any] = {}) -> Awaitable[int]:
         """Run a statement for its effect; the number of rows it touched."""
 
 

@@ -6,12 +6,15 @@ options of its command instead.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import attrs
 
 from securifile.model.digests import DigestAlgorithm
 
 
-def _at_least(minimum: float) -> object:
+def _at_least(minimum: float) -> Callable[[Any, Any, Any], Any]:
     return attrs.validators.ge(minimum)
 
 
@@ -19,31 +22,31 @@ def _at_least(minimum: float) -> object:
 class ClusterSettings:
     """What the administrator decides for the whole cluster."""
 
-    replicas: int = attrs.field(default=2, validator=_at_least(0))  # type: ignore[arg-type]
+    replicas: int = attrs.field(default=2, validator=_at_least(0))
     """r: copies beside the origin's; from 0 to n-1."""
     write_copies: int | None = attrs.field(default=None)
     """Durable copies before a write is answered 2xx; None: more than half of r+1."""
     digest: DigestAlgorithm = DigestAlgorithm.SHA256
     """Algorithm for new versions; each version records its own."""
-    heartbeat_interval_s: float = attrs.field(default=0.5, validator=_at_least(0.05))  # type: ignore[arg-type]
+    heartbeat_interval_s: float = attrs.field(default=0.5, validator=_at_least(0.05))
     """Two a second: three unanswered are noticed within what a person calls "at once"."""
-    heartbeats_missed_max: int = attrs.field(default=3, validator=_at_least(1))  # type: ignore[arg-type]
+    heartbeats_missed_max: int = attrs.field(default=3, validator=_at_least(1))
     """Unanswered in a row before a server is held for down (the requirement's example)."""
     serve_alone: bool = False
     """Two nodes, one dead, no admin server: may the other go on? Only if they cannot be cut off from each other."""
-    lease_s: float = attrs.field(default=10.0, validator=_at_least(1))  # type: ignore[arg-type]
+    lease_s: float = attrs.field(default=10.0, validator=_at_least(1))
     """How long a lock outlives its holder's silence: long against heartbeats, short against patience."""
-    upload_rate_min: int = attrs.field(default=1024, validator=_at_least(0))  # type: ignore[arg-type]
+    upload_rate_min: int = attrs.field(default=1024, validator=_at_least(0))
     """Bytes a second, over a minute: slower bodies are cut off, so that none holds a lease for ever."""
-    keep_superseded_s: float = attrs.field(default=600.0, validator=_at_least(0))  # type: ignore[arg-type]
+    keep_superseded_s: float = attrs.field(default=600.0, validator=_at_least(0))
     """How long the blob of an older version stays on disk for readers under way."""
-    session_s: float = attrs.field(default=12 * 3600.0, validator=_at_least(60))  # type: ignore[arg-type]
+    session_s: float = attrs.field(default=12 * 3600.0, validator=_at_least(60))
     """A working day: how long a sign-in lasts."""
-    ticket_s: float = attrs.field(default=60.0, validator=_at_least(1))  # type: ignore[arg-type]
+    ticket_s: float = attrs.field(default=60.0, validator=_at_least(1))
     """How long a redirect may take to be followed."""
-    certificate_s: float = attrs.field(default=90 * 86400.0, validator=_at_least(60))  # type: ignore[arg-type]
+    certificate_s: float = attrs.field(default=90 * 86400.0, validator=_at_least(60))
     """Lifetime of a server's certificate; renewed after two thirds."""
-    feed_kept: int = attrs.field(default=100_000, validator=_at_least(100))  # type: ignore[arg-type]
+    feed_kept: int = attrs.field(default=100_000, validator=_at_least(100))
     """Changes kept for nodes that were away; a node older than that gets a snapshot."""
 
     def __attrs_post_init__(self) -> None:
