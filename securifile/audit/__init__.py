@@ -1,0 +1,1 @@
+"""The audit trail: records as syslog messages, a node's spool of them, and how an admin server keeps them."""
