@@ -49,9 +49,12 @@ FLOORS: dict[str, int] = {
     "securifile.protocol.frames": DECISIONS,
     "securifile.protocol.*": HANDS,
     # http
+    "securifile.http.digest_fields": DECISIONS,
     "securifile.http.problems": DECISIONS,
     "securifile.http.ranges": DECISIONS,
     "securifile.http.targets": DECISIONS,
+    "securifile.http.tickets": DECISIONS,
+    "securifile.http.wire": DECISIONS,
     "securifile.http.*": HANDS,
     # audit
     "securifile.audit.framing": DECISIONS,

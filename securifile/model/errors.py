@@ -51,6 +51,11 @@ class Code(StrEnum):
     INVALID_TOKEN = "invalid-token"
     TICKET_INVALID = "ticket-invalid"
     TOO_MANY_REDIRECTS = "too-many-redirects"
+    URI_TOO_LONG = "uri-too-long"
+    HEADERS_TOO_LARGE = "headers-too-large"
+    NOT_IMPLEMENTED = "not-implemented"
+    VERSION_NOT_SUPPORTED = "http-version-not-supported"
+    TOO_MANY_CONNECTIONS = "too-many-connections"
     CHALLENGE_FAILED = "verification-failed"
     UNKNOWN_MESSAGE = "unknown-message"
     NOT_A_MEMBER = "not-a-member"
@@ -86,6 +91,14 @@ class OutcomeUnknown(Exception):
     """The connection was lost after COMMIT was sent: the transaction may or may not have happened."""
 
 
+class StatementFailed(Exception):
+    """The database refused a statement; its transaction can only be given up."""
+
+
+class ConstraintViolated(StatementFailed):
+    """A statement would have broken a rule of its table: unique, foreign key, not null, check."""
+
+
 class PeerUnreachable(Exception):
     """There is no connection to that server, or it was lost before the answer came."""
 
@@ -111,7 +124,17 @@ class DiskFull(Exception):
 
 
 class CorruptBlock(Exception):
-    """A block's checksum differs from the recorded one: these bytes must not be delivered."""
+    """A block's checksum differs from the recorded one: these bytes must not be delivered.
+
+    Attributes:
+        attempt: the `AttemptId` of the blob, where it is known.
+        block: the number of the block, from 0; None when it is the sidecar that is damaged.
+    """
+
+    def __init__(self, detail: str, *, attempt: Any = None, block: int | None = None) -> None:
+        super().__init__(detail)
+        self.attempt = attempt
+        self.block = block
 
 
 class SpoolFull(Exception):
