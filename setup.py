@@ -44,7 +44,6 @@ LINT = [
     "mypy-zope>=1.0.7",
     "ruff>=0.6",
     "types-psycopg2>=2.9.21",
-    "types-setuptools",
     "towncrier>=24.7",
 ]
 DOCS = [

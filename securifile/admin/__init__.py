@@ -1,0 +1,1 @@
+"""An admin server: the catalogue, the people, the logs and the GUI."""

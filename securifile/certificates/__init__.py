@@ -1,0 +1,1 @@
+"""Names, authorities and leaves: who a server or a person is on the wire."""

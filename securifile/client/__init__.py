@@ -1,0 +1,1 @@
+"""What people use: an SDK and the `securifile` command."""

@@ -1,0 +1,1 @@
+"""A whole cluster as real processes on one machine."""

@@ -1,0 +1,1 @@
+"""A storage node: keeps blobs and an index, serves people and peers."""
