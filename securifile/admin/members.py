@@ -1,0 +1,301 @@
+"""Servers in the catalogue: who is a member, what each is held for, and what is measured of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred
+
+from securifile.admin.ledger import Decision, Entered, Ledger
+from securifile.http.identity import new_token
+from securifile.model.errors import Code, Refusal
+from securifile.model.facts import Fact, Server, ServerGone, Settings
+from securifile.model.ids import Position
+from securifile.model.matrix import summarise
+from securifile.model.servers import ServerKind, Status, check_server_name
+from securifile.model.settings import ClusterSettings
+from securifile.sql import directory
+
+INVITE_S = 24 * 3600.0
+"""An invitation is carried to the new machine within a day, or made anew."""
+
+
+@attrs.frozen(kw_only=True)
+class Seen:
+    """What the last heartbeat of a server told."""
+
+    at: float
+    """Wall clock of the admin server."""
+    position: Position
+    used_bytes: int
+    available_bytes: int
+
+
+@attrs.frozen(kw_only=True)
+class StatusChange:
+    """One server's summary changed."""
+
+    server: str
+    before: Status
+    after: Status
+
+
+class Members:
+    """The servers of the cluster and its settings."""
+
+    def __init__(self, ledger: Ledger, *, wall: Callable[[], float], random: Callable[[int], bytes]) -> None:
+        self._ledger = ledger
+        self._wall = wall
+        self._random = random
+
+    def begin(self, cluster: str, settings: ClusterSettings) -> Deferred[Entered[Settings]]:
+        """Make sure that the catalogue has a cluster id and settings; what is there already stays."""
+
+        async def decide(sql: Any, position: Position) -> Decision[Settings]:
+            known = await directory.settings(sql)
+            if known is not None:
+                return Decision(facts=(), answer=known)
+            fact = Settings(cluster=cluster, settings=settings)
+            return Decision(facts=(fact,), answer=fact)
+
+        return self._ledger.enter("begin", decide)
+
+    def set_settings(self, settings: ClusterSettings) -> Deferred[Entered[None]]:
+        """Change the cluster's settings. Raises `Refusal` when they cannot be met by the nodes there are."""
+
+        async def decide(sql: Any, position: Position) -> Decision[None]:
+            known = await directory.settings(sql)
+            assert known is not None
+            nodes = len(await directory.servers(sql, ServerKind.NODE))
+            if settings.replicas > max(0, nodes - 1) and settings.replicas > known.settings.replicas:
+                raise Refusal(
+                    Code.CONFLICT, f"With {nodes} nodes there can be at most {max(0, nodes - 1)} replicas. Add nodes first.", nodes=nodes
+                )
+            fact = attrs.evolve(known, settings=settings)
+            return Decision(facts=() if fact == known else (fact,), answer=None)
+
+        return self._ledger.enter("set settings", decide)
+
+    # --- membership ---
+
+    async def invite(self, name: str) -> tuple[str, float]:
+        """A one-time secret with which the node `name` may join, and when it expires. Raises `Refusal`."""
+        try:
+            check_server_name(name)
+        except ValueError as error:
+            raise Refusal(Code.BAD_REQUEST, str(error)) from error
+        secret = new_token(self._random)
+        expires_at = self._wall() + INVITE_S
+
+        async def write(sql: Any) -> None:
+            known = await directory.server(sql, name)
+            if known is not None and known.kind is ServerKind.ADMIN:
+                raise Refusal(Code.EXISTS, f"{name} is an admin server. Choose another name.")
+            if known is not None:
+                raise Refusal(Code.EXISTS, f"{name} is a member already. Remove it first, or choose another name.")
+            await sql.execute("DELETE FROM invites WHERE name = :name OR expires_at <= :now", {"name": name, "now": self._wall()})
+            await sql.execute(
+                "INSERT INTO invites (secret_hash, name, expires_at) VALUES (:hash, :name, :at)",
+                {"hash": _secret_hash(secret), "name": name, "at": expires_at},
+            )
+
+        await self._ledger.database.transact("invite", write)
+        return secret, expires_at
+
+    async def invites(self) -> list[tuple[str, float]]:
+        """Names that are invited, and until when."""
+
+        async def ask(sql: Any) -> list[tuple[str, float]]:
+            rows = await sql.query("SELECT name, expires_at FROM invites WHERE expires_at > :now ORDER BY name", {"now": self._wall()})
+            return [(row[0], row[1]) for row in rows]
+
+        found: list[tuple[str, float]] = await self._ledger.database.read(ask)
+        return found
+
+    def enrol(self, secret: str, node: Server) -> Deferred[Entered[None]]:
+        """Make an invited node a member; the secret is used up. It is `down` until its heartbeats are answered."""
+
+        async def decide(sql: Any, position: Position) -> Decision[None]:
+            used = await sql.execute(
+                "DELETE FROM invites WHERE secret_hash = :hash AND name = :name AND expires_at > :now",
+                {"hash": _secret_hash(secret), "name": node.name, "now": self._wall()},
+            )
+            if not used:
+                raise Refusal(
+                    Code.INVALID_TOKEN,
+                    "This join token was used already, has expired, or is for another name. Make a new one: securifile node invite NAME.",
+                )
+            return Decision(facts=(attrs.evolve(node, status=Status.DOWN),), answer=None)
+
+        return self._ledger.enter("enrol", decide)
+
+    def put_admin(self, admin: Server) -> Deferred[Entered[None]]:
+        """Write down an admin server as it is now."""
+
+        async def decide(sql: Any, position: Position) -> Decision[None]:
+            known = await directory.server(sql, admin.name)
+            if known is not None and known.kind is not ServerKind.ADMIN:
+                raise Refusal(Code.EXISTS, f"{admin.name} is the name of a node. Start this admin server with another --name.")
+            return Decision(facts=() if known == admin else (admin,), answer=None)
+
+        return self._ledger.enter("put admin server", decide)
+
+    def readdress(self, name: str, url: str, protocol_address: str) -> Deferred[Entered[None]]:
+        """A node came back with other addresses."""
+
+        async def decide(sql: Any, position: Position) -> Decision[None]:
+            known = await directory.server(sql, name)
+            if known is None:
+                raise Refusal(Code.NOT_A_MEMBER, f"{name} is not a member of this cluster.")
+            fact = attrs.evolve(known, url=url, protocol_address=protocol_address)
+            return Decision(facts=() if fact == known else (fact,), answer=None)
+
+        return self._ledger.enter("readdress", decide)
+
+    def renew_key(self, name: str, public_key: bytes) -> Deferred[Entered[None]]:
+        """A node got a certificate for another key."""
+
+        async def decide(sql: Any, position: Position) -> Decision[None]:
+            known = await directory.server(sql, name)
+            if known is None:
+                raise Refusal(Code.NOT_A_MEMBER, f"{name} is not a member of this cluster.")
+            fact = attrs.evolve(known, public_key=public_key)
+            return Decision(facts=() if fact == known else (fact,), answer=None)
+
+        return self._ledger.enter("renew key", decide)
+
+    def remove(self, name: str) -> Deferred[Entered[None]]:
+        """Remove a node: its certificate opens nothing any more. Refused while a file has its only durable copy there."""
+
+        async def decide(sql: Any, position: Position) -> Decision[None]:
+            known = await directory.server(sql, name)
+            if known is None or known.kind is not ServerKind.NODE:
+                raise Refusal(Code.NOT_FOUND, f"There is no node {name}.")
+            rows = await sql.query(
+                "SELECT count(*) FROM copies AS mine WHERE node = :name AND durable AND NOT EXISTS"
+                " (SELECT 1 FROM copies AS other WHERE other.file = mine.file AND other.node <> :name AND other.durable)",
+                {"name": name},
+            )
+            if rows[0][0]:
+                raise Refusal(
+                    Code.CONFLICT, f"{rows[0][0]} files have their only copy on {name}. Copy them elsewhere first.", files=rows[0][0]
+                )
+            for table in ("judgements", "heartbeats"):
+                column = "subject" if table == "judgements" else "server"
+                await sql.execute(f"DELETE FROM {table} WHERE {column} = :name", {"name": name})
+            await sql.execute("DELETE FROM judgements WHERE observer = :name", {"name": name})
+            return Decision(facts=(ServerGone(name=name),), answer=None)
+
+        return self._ledger.enter("remove node", decide)
+
+    # --- status ---
+
+    def judge(
+        self, opinions: Mapping[tuple[str, str], Status], admins: Mapping[str, Status]
+    ) -> Deferred[Entered[tuple[StatusChange, ...]]]:
+        """Take the observers' opinions, keep the matrix, and change the summary where they demand it.
+
+        Args:
+            opinions: (observer, subject) -> status, of every node that reports.
+            admins: what the admin servers' own heartbeats say of each node.
+        """
+
+        async def decide(sql: Any, position: Position) -> Decision[tuple[StatusChange, ...]]:
+            servers = {server.name: server for server in await directory.servers(sql, ServerKind.NODE)}
+            held = {name: server.status for name, server in servers.items()}
+            known = {pair: status for pair, status in opinions.items() if set(pair) <= set(servers)}
+            after = summarise(held, known, {name: status for name, status in admins.items() if name in servers})
+            changed = [name for name in sorted(held) if after[name] is not held[name]]
+            facts: tuple[Fact, ...] = tuple(attrs.evolve(servers[name], status=after[name]) for name in changed)
+            return Decision(facts=facts, answer=tuple(StatusChange(server=name, before=held[name], after=after[name]) for name in changed))
+
+        return self._ledger.enter("judge", decide)
+
+    async def keep_matrix(self, opinions: Mapping[tuple[str, str], Status]) -> None:
+        """Write down who holds whom for what, and since when."""
+        now = self._wall()
+
+        async def write(sql: Any) -> None:
+            for (observer, subject), status in sorted(opinions.items()):
+                await sql.execute(
+                    "INSERT INTO judgements (observer, subject, status, since) VALUES (:observer, :subject, :status, :now)"
+                    " ON CONFLICT (observer, subject) DO UPDATE SET since = CASE WHEN judgements.status = excluded.status"
+                    " THEN judgements.since ELSE excluded.since END, status = excluded.status",
+                    {"observer": observer, "subject": subject, "status": status.value, "now": now},
+                )
+
+        await self._ledger.database.transact("keep the matrix", write)
+
+    async def observers_of(self, name: str) -> list[tuple[str, Status, float]]:
+        """(observer, status, since) for each server that judges `name`."""
+
+        async def ask(sql: Any) -> list[tuple[str, Status, float]]:
+            rows = await sql.query("SELECT observer, status, since FROM judgements WHERE subject = :name ORDER BY observer", {"name": name})
+            return [(row[0], Status(row[1]), row[2]) for row in rows]
+
+        found: list[tuple[str, Status, float]] = await self._ledger.database.read(ask)
+        return found
+
+    # --- measurements ---
+
+    async def keep_heartbeats(self, seen: Mapping[str, Seen], *, sample: bool) -> None:
+        """Write down the last heartbeats, and with `sample` a point of each server's storage series."""
+
+        async def write(sql: Any) -> None:
+            for name, one in sorted(seen.items()):
+                row = {
+                    "server": name,
+                    "at": one.at,
+                    "epoch": one.position.epoch,
+                    "revision": one.position.revision,
+                    "used": one.used_bytes,
+                    "available": one.available_bytes,
+                }
+                await sql.execute(
+                    "INSERT INTO heartbeats (server, at, epoch, revision, used_bytes, available_bytes)"
+                    " VALUES (:server, :at, :epoch, :revision, :used, :available) ON CONFLICT (server) DO UPDATE SET at = excluded.at,"
+                    " epoch = excluded.epoch, revision = excluded.revision, used_bytes = excluded.used_bytes,"
+                    " available_bytes = excluded.available_bytes",
+                    row,
+                )
+                if sample:
+                    await sql.execute(
+                        "INSERT INTO storage_samples (server, at, used_bytes, available_bytes)"
+                        " VALUES (:server, :at, :used, :available) ON CONFLICT (server, at) DO NOTHING",
+                        {key: row[key] for key in ("server", "at", "used", "available")},
+                    )
+
+        await self._ledger.database.transact("keep heartbeats", write)
+
+    async def last_heartbeats(self) -> dict[str, Seen]:
+        """What was last written down of each server."""
+
+        async def ask(sql: Any) -> dict[str, Seen]:
+            rows = await sql.query("SELECT server, at, epoch, revision, used_bytes, available_bytes FROM heartbeats")
+            return {row[0]: Seen(at=row[1], position=Position(row[2], row[3]), used_bytes=row[4], available_bytes=row[5]) for row in rows}
+
+        found: dict[str, Seen] = await self._ledger.database.read(ask)
+        return found
+
+    async def storage(self, name: str, since: float, until: float, points: int) -> Sequence[tuple[float, int, int]]:
+        """At most `points` samples (time, used, available) of a server's storage, evenly spread over [since, until)."""
+        width = max((until - since) / points, 1e-6)
+
+        async def ask(sql: Any) -> Sequence[tuple[float, int, int]]:
+            rows = await sql.query(
+                "SELECT max(at), max(used_bytes), min(available_bytes) FROM storage_samples"
+                " WHERE server = :name AND at >= :since AND at < :until"
+                " GROUP BY CAST((at - :since) / :width AS BIGINT) ORDER BY 1",
+                {"name": name, "since": since, "until": until, "width": width},
+            )
+            return [(row[0], row[1], row[2]) for row in rows]
+
+        found: Sequence[tuple[float, int, int]] = await self._ledger.database.read(ask)
+        return found
+
+
+def _secret_hash(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode()).digest()

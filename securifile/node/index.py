@@ -1,0 +1,239 @@
+"""The index: a node's own copy of what it needs of the catalogue to serve people without asking.
+
+Only the feed moves the watermark (`position`), in the same SQLite transaction as the changes it brings. An announcement
+from a peer may come before the feed; it then changes its own rows only, if it is newer, and leaves a *stamp* so that
+the feed, arriving later with older states of the same thing, does not undo it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred, succeed
+from twisted.logger import Logger
+
+from securifile.model import facts as f
+from securifile.model.ids import BEGINNING, AttemptId, Position
+from securifile.sql.facts import Superseded, apply_fact
+from securifile.sql.sqlite import SqliteDatabase
+from securifile.sql.tables import FACT_TABLE_NAMES, FACT_TABLES, spelled
+
+OWN_TABLES = (
+    "CREATE TABLE watermark (one BIGINT PRIMARY KEY CHECK (one = 1), epoch BIGINT NOT NULL, revision BIGINT NOT NULL)",
+    "INSERT INTO watermark (one, epoch, revision) VALUES (1, 0, 0)",
+    "CREATE TABLE stamps (kind TEXT NOT NULL, thing BLOB NOT NULL, epoch BIGINT NOT NULL, revision BIGINT NOT NULL, PRIMARY KEY (kind, thing))",
+    # Blobs on this node's disk that the catalogue no longer names as current, and since when (wall clock).
+    "CREATE TABLE superseded (attempt BLOB PRIMARY KEY, file BLOB NOT NULL, since REAL NOT NULL)",
+)
+
+SCHEMA = 1
+"""Kept in SQLite's `user_version`; an index of another schema is thrown away and fed anew."""
+
+Listener = Callable[[f.Fact], None]
+
+
+def _thing(fact: f.Fact) -> tuple[str, bytes]:
+    """What a fact is about: two facts about the same thing replace one another."""
+    match fact:
+        case f.Person() | f.PersonGone():
+            return "person", fact.username.encode()
+        case f.Session() | f.SessionGone():
+            return "session", fact.token_hash
+        case f.Folder() | f.File() | f.EntryGone():
+            return "entry", fact.id.value
+        case f.Grant() | f.GrantGone():
+            return "grant", fact.entry.value + fact.username.encode()
+        case f.Server() | f.ServerGone():
+            return "server", fact.name.encode()
+        case f.Settings():
+            return "settings", b""
+
+
+def _may_overtake(fact: f.Fact) -> bool:
+    """Whether an announced fact may be applied before the feed brings what lies between.
+
+    Things that stand by themselves may. A folder's end or change of place depends on what else is in the
+    feed before it, so it waits.
+    """
+    return isinstance(fact, f.File | f.Grant | f.GrantGone | f.Session | f.SessionGone | f.Person | f.Settings | f.Server)
+
+
+class Index:
+    """The facts in SQLite, and how far the feed has come."""
+
+    _log = Logger()
+
+    def __init__(self, database: SqliteDatabase, wall: Callable[[], float]) -> None:
+        self._database = database
+        self._wall = wall
+        self._listeners: list[Listener] = []
+        self._waiting: list[tuple[Position, Deferred[None]]] = []
+        self.position = BEGINNING
+
+    @property
+    def sql(self) -> Any:
+        """For questions (`securifile.sql.directory`): what is committed here now."""
+        return self._database.sql
+
+    def listen(self, listener: Listener) -> None:
+        """Call `listener(fact)` after each fact has been committed here."""
+        self._listeners.append(listener)
+
+    async def open(self) -> None:
+        """Make the tables when there are none; find the watermark."""
+        rows = await self.sql.query("PRAGMA user_version")
+        if rows[0][0] not in (0, SCHEMA):
+            self._log.warn("the index has schema {found}, not {wanted}: it is made anew", found=rows[0][0], wanted=SCHEMA)
+            for (name,) in await self.sql.query("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"):
+                await self.sql.execute(f"DROP TABLE {name}")
+        if rows[0][0] != SCHEMA:
+
+            async def make(sql: Any) -> None:
+                for statement in (*spelled(FACT_TABLES, "sqlite"), *OWN_TABLES):
+                    await sql.execute(statement)
+                await sql.execute(f"PRAGMA user_version = {SCHEMA}")
+
+            await self._database.transact("make the index", make)
+        self.position = Position(*(await self.sql.query("SELECT epoch, revision FROM watermark"))[0])
+
+    # --- the feed ---
+
+    async def apply_changes(self, epoch: int, changes: Iterable[f.Change]) -> None:
+        """Apply the next changes of the feed; those at or below the watermark are passed over.
+
+        Raises:
+            ValueError: there is a gap: the feed must be asked for again.
+        """
+        fresh = [change for change in changes if Position(epoch, change.revision) > self.position]
+        if not fresh:
+            return
+        if epoch != self.position.epoch or fresh[0].revision != self.position.revision + 1:
+            raise ValueError(f"the feed goes on at {epoch}.{fresh[0].revision}, and the index is at {self.position}")
+        reached = Position(epoch, fresh[-1].revision)
+
+        async def write(sql: Any) -> list[f.Fact]:
+            applied: list[f.Fact] = []
+            stamped = bool(await sql.query("SELECT 1 FROM stamps LIMIT 1"))
+            for change in fresh:
+                at = Position(epoch, change.revision)
+                for fact in change.facts:
+                    if stamped and await self._overtaken(sql, fact, at):
+                        continue
+                    await self._note(sql, await apply_fact(sql, fact))
+                    applied.append(fact)
+            if stamped:
+                await sql.execute("DELETE FROM stamps WHERE epoch < :epoch OR revision <= :revision", attrs.asdict(reached))
+            await sql.execute("UPDATE watermark SET epoch = :epoch, revision = :revision", attrs.asdict(reached))
+            return applied
+
+        applied = await self._database.transact("apply changes", write)
+        self._moved(reached, applied)
+
+    async def announced(self, position: Position, facts: tuple[f.Fact, ...]) -> bool:
+        """Take what a peer says was committed at `position`; whether the index has it now.
+
+        What the feed brought already is there; what stands by itself is applied at once; anything else has to wait for
+        the feed (`reached`).
+        """
+        if position <= self.position:
+            return True
+        if position.epoch != self.position.epoch or not all(_may_overtake(fact) for fact in facts):
+            return False
+        if any([isinstance(fact, f.File) and await self._place_taken(fact) for fact in facts]):
+            return False
+
+        async def write(sql: Any) -> list[f.Fact]:
+            applied: list[f.Fact] = []
+            for fact in facts:
+                if await self._overtaken(sql, fact, position):
+                    continue
+                await self._note(sql, await apply_fact(sql, fact))
+                kind, thing = _thing(fact)
+                await sql.execute(
+                    "INSERT INTO stamps (kind, thing, epoch, revision) VALUES (:kind, :thing, :epoch, :revision)"
+                    " ON CONFLICT (kind, thing) DO UPDATE SET epoch = excluded.epoch, revision = excluded.revision",
+                    {"kind": kind, "thing": thing, **attrs.asdict(position)},
+                )
+                applied.append(fact)
+            return applied
+
+        for fact in await self._database.transact("apply an announcement", write):
+            self._tell(fact)
+        return True
+
+    def reached(self, position: Position) -> Deferred[None]:
+        """Fires when the watermark is at or after `position`. May be cancelled."""
+        if self.position >= position:
+            return succeed(None)
+        waiting: Deferred[None] = Deferred(lambda d: self._waiting.remove((position, d)) if (position, d) in self._waiting else None)
+        self._waiting.append((position, waiting))
+        return waiting
+
+    async def replace(self, position: Position, facts: Iterable[f.Fact]) -> None:
+        """Put a snapshot in place of everything: one transaction, so that readers see the old index or the new.
+
+        Blobs that the snapshot does not name are *not* noted as superseded: what became of them is asked
+        of the catalogue, attempt by attempt.
+        """
+        every = list(facts)
+
+        async def write(sql: Any) -> None:
+            for table in (*FACT_TABLE_NAMES, "stamps"):
+                await sql.execute(f"DELETE FROM {table}")
+            for fact in every:
+                await apply_fact(sql, fact)
+            await sql.execute("UPDATE watermark SET epoch = :epoch, revision = :revision", attrs.asdict(position))
+
+        await self._database.transact("take a snapshot", write)
+        self._moved(position, every)
+
+    async def _place_taken(self, fact: f.File) -> bool:
+        """Whether another entry is where this file will be: a change that the feed has yet to bring deleted or moved it."""
+        return bool(
+            await self.sql.query(
+                "SELECT 1 FROM entries WHERE parent = :parent AND name = :name AND id <> :id",
+                {"parent": fact.parent.value, "name": fact.name, "id": fact.id.value},
+            )
+        )
+
+    async def _overtaken(self, sql: Any, fact: f.Fact, at: Position) -> bool:
+        kind, thing = _thing(fact)
+        rows = await sql.query("SELECT epoch, revision FROM stamps WHERE kind = :kind AND thing = :thing", {"kind": kind, "thing": thing})
+        return bool(rows) and Position(*rows[0]) >= at
+
+    async def _note(self, sql: Any, superseded: list[Superseded]) -> None:
+        for one in superseded:
+            await sql.execute(
+                "INSERT INTO superseded (attempt, file, since) VALUES (:attempt, :file, :since) ON CONFLICT (attempt) DO NOTHING",
+                {"attempt": one.attempt.value, "file": one.file.value, "since": self._wall()},
+            )
+
+    def _moved(self, position: Position, facts: Iterable[f.Fact]) -> None:
+        self.position = position
+        for fact in facts:
+            self._tell(fact)
+        due = [waiting for at, waiting in self._waiting if at <= position]
+        self._waiting = [(at, waiting) for at, waiting in self._waiting if at > position]
+        for waiting in due:
+            waiting.callback(None)
+
+    def _tell(self, fact: f.Fact) -> None:
+        for listener in self._listeners:
+            listener(fact)
+
+    # --- what may be deleted from the disk ---
+
+    async def superseded_before(self, wall: float) -> list[AttemptId]:
+        """Attempts that stopped being current before `wall`."""
+        rows = await self.sql.query("SELECT attempt FROM superseded WHERE since <= :wall ORDER BY since LIMIT 1000", {"wall": wall})
+        return [AttemptId(bytes(row[0])) for row in rows]
+
+    async def forget_superseded(self, attempt: AttemptId) -> None:
+        """Its blob is gone from the disk."""
+        await self.sql.execute("DELETE FROM superseded WHERE attempt = :attempt", {"attempt": attempt.value})
+
+    async def names(self, attempt: AttemptId) -> bool:
+        """Whether some file's current version is this attempt."""
+        return bool(await self.sql.query("SELECT 1 FROM entries WHERE attempt = :attempt LIMIT 1", {"attempt": attempt.value}))

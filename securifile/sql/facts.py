@@ -1,0 +1,290 @@
+"""Putting facts into the tables, and taking them all out again.
+
+The same code keeps the catalogue and every index, so that they cannot come to differ: a commit at the catalogue
+decides on facts and then applies them just as each node will.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import attrs
+
+from securifile.model import facts as f
+from securifile.model.digests import DigestAlgorithm
+from securifile.model.entries import Copy, Version
+from securifile.model.ids import AttemptId, EntryId
+from securifile.model.roles import Role
+from securifile.model.servers import ServerKind, Status
+from securifile.model.settings import ClusterSettings
+
+ENTRY_COLUMNS = "id, owner, parent, name, created_at, number, attempt, size, digest, algorithm, committed_at, committed_by"
+
+_BENEATH = """WITH RECURSIVE beneath(id) AS (
+    SELECT id FROM entries WHERE id = :id
+    UNION ALL
+    SELECT entries.id FROM entries JOIN beneath ON entries.parent = beneath.id)"""
+
+
+@attrs.frozen(kw_only=True)
+class Superseded:
+    """A blob that the catalogue no longer names as a current version."""
+
+    file: EntryId
+    attempt: AttemptId
+
+
+async def apply_fact(sql: Any, fact: f.Fact) -> list[Superseded]:
+    """Make the tables say what `fact` says; the blobs that are not current any more because of it."""
+    return await _APPLIERS[type(fact)](sql, fact)
+
+
+def _upsert(table: str, columns: Sequence[str], key: Sequence[str]) -> str:
+    rest = [column for column in columns if column not in key]
+    return (
+        f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join(':' + column for column in columns)})"
+        f" ON CONFLICT ({', '.join(key)}) DO UPDATE SET {', '.join(f'{column} = excluded.{column}' for column in rest)}"
+    )
+
+
+_PERSON = _upsert("people", [one.name for one in attrs.fields(f.Person)], ["username"])
+_SESSION = _upsert("sessions", ["token_hash", "username", "expires_at"], ["token_hash"])
+_ENTRY = _upsert("entries", ENTRY_COLUMNS.split(", "), ["id"])
+_COPY = _upsert("copies", ["file", "node", "priority", "durable"], ["file", "node"])
+_GRANT = _upsert("grants", ["entry", "username", "role", "granted_by"], ["entry", "username"])
+_SERVER = _upsert("servers", [one.name for one in attrs.fields(f.Server)], ["name"])
+
+
+async def _person(sql: Any, fact: f.Person) -> list[Superseded]:
+    before = await sql.query("SELECT credentials, disabled FROM people WHERE username = :username", {"username": fact.username})
+    await sql.execute(_PERSON, attrs.asdict(fact))
+    if before and (before[0][0] != fact.credentials or fact.disabled):
+        await sql.execute("DELETE FROM sessions WHERE username = :username", {"username": fact.username})
+    return []
+
+
+async def _person_gone(sql: Any, fact: f.PersonGone) -> list[Superseded]:
+    for table in ("people", "sessions", "grants"):
+        await sql.execute(f"DELETE FROM {table} WHERE username = :username", {"username": fact.username})
+    return []
+
+
+async def _session(sql: Any, fact: f.Session) -> list[Superseded]:
+    await sql.execute(_SESSION, attrs.asdict(fact))
+    return []
+
+
+async def _session_gone(sql: Any, fact: f.SessionGone) -> list[Superseded]:
+    await sql.execute("DELETE FROM sessions WHERE token_hash = :token_hash", attrs.asdict(fact))
+    return []
+
+
+async def _folder(sql: Any, fact: f.Folder) -> list[Superseded]:
+    nothing = dict.fromkeys(("number", "attempt", "size", "digest", "algorithm", "committed_at", "committed_by"))
+    await sql.execute(
+        _ENTRY,
+        {
+            "id": fact.id.value,
+            "owner": fact.owner,
+            "parent": None if fact.parent is None else fact.parent.value,
+            "name": fact.name,
+            "created_at": fact.created_at,
+            **nothing,
+        },
+    )
+    return []
+
+
+async def _file(sql: Any, fact: f.File) -> list[Superseded]:
+    version = fact.version
+    before = await sql.query("SELECT attempt, size FROM entries WHERE id = :id", {"id": fact.id.value})
+    await sql.execute(
+        _ENTRY,
+        {
+            "id": fact.id.value,
+            "owner": fact.owner,
+            "parent": fact.parent.value,
+            "name": fact.name,
+            "created_at": fact.created_at,
+            "number": version.number,
+            "attempt": version.attempt.value,
+            "size": version.size,
+            "digest": version.digest,
+            "algorithm": version.algorithm.value,
+            "committed_at": version.committed_at,
+            "committed_by": version.committed_by,
+        },
+    )
+    if before:
+        await sql.execute("DELETE FROM copies WHERE file = :file", {"file": fact.id.value})
+    for copy in version.copies:
+        await sql.execute(_COPY, {"file": fact.id.value, "node": copy.node, "priority": copy.priority, "durable": copy.durable})
+    await _count(sql, fact.owner, 0 if before else 1, version.size - (before[0][1] if before else 0))
+    if before and bytes(before[0][0]) != version.attempt.value:
+        return [Superseded(file=fact.id, attempt=AttemptId(bytes(before[0][0])))]
+    return []
+
+
+async def _count(sql: Any, owner: str, files: int, size: int) -> None:
+    await sql.execute(
+        "INSERT INTO usage (owner, files, bytes) VALUES (:owner, :files, :bytes)"
+        " ON CONFLICT (owner) DO UPDATE SET files = usage.files + excluded.files, bytes = usage.bytes + excluded.bytes",
+        {"owner": owner, "files": files, "bytes": size},
+    )
+
+
+async def _entry_gone(sql: Any, fact: f.EntryGone) -> list[Superseded]:
+    this = {"id": fact.id.value}
+    rows = await sql.query(f"{_BENEATH} SELECT entries.id, owner, attempt, size FROM entries JOIN beneath ON entries.id = beneath.id", this)
+    for row in rows:
+        entry = {"id": row[0]}
+        await sql.execute("DELETE FROM copies WHERE file = :id", entry)
+        await sql.execute("DELETE FROM grants WHERE entry = :id", entry)
+        await sql.execute("DELETE FROM entries WHERE id = :id", entry)
+    files = [row for row in rows if row[2] is not None]
+    if files:
+        await _count(sql, files[0][1], -len(files), -sum(row[3] for row in files))
+    return [Superseded(file=EntryId(bytes(row[0])), attempt=AttemptId(bytes(row[2]))) for row in files]
+
+
+async def _grant(sql: Any, fact: f.Grant) -> list[Superseded]:
+    await sql.execute(
+        _GRANT, {"entry": fact.entry.value, "username": fact.username, "role": fact.role.value, "granted_by": fact.granted_by}
+    )
+    return []
+
+
+async def _grant_gone(sql: Any, fact: f.GrantGone) -> list[Superseded]:
+    await sql.execute(
+        "DELETE FROM grants WHERE entry = :entry AND username = :username", {"entry": fact.entry.value, "username": fact.username}
+    )
+    return []
+
+
+async def _server(sql: Any, fact: f.Server) -> list[Superseded]:
+    await sql.execute(_SERVER, {**attrs.asdict(fact), "kind": fact.kind.value, "status": fact.status.value})
+    return []
+
+
+async def _server_gone(sql: Any, fact: f.ServerGone) -> list[Superseded]:
+    await sql.execute("DELETE FROM servers WHERE name = :name", {"name": fact.name})
+    return []
+
+
+async def _settings(sql: Any, fact: f.Settings) -> list[Superseded]:
+    await sql.execute("DELETE FROM settings")
+    await sql.execute(
+        "INSERT INTO settings (cluster, body) VALUES (:cluster, :body)",
+        {"cluster": fact.cluster, "body": json.dumps(attrs.asdict(fact.settings), sort_keys=True)},
+    )
+    return []
+
+
+_APPLIERS: dict[type, Callable[[Any, Any], Awaitable[list[Superseded]]]] = {
+    f.Person: _person,
+    f.PersonGone: _person_gone,
+    f.Session: _session,
+    f.SessionGone: _session_gone,
+    f.Folder: _folder,
+    f.File: _file,
+    f.EntryGone: _entry_gone,
+    f.Grant: _grant,
+    f.GrantGone: _grant_gone,
+    f.Server: _server,
+    f.ServerGone: _server_gone,
+    f.Settings: _settings,
+}
+
+
+# --- rows to facts ---
+
+
+def person_of(row: Sequence[Any]) -> f.Person:
+    """A row of `people`, all columns in order."""
+    username, email, administrator, valid_from, valid_until, disabled, quota_bytes, credentials = row
+    return f.Person(
+        username=username,
+        email=email,
+        administrator=bool(administrator),
+        valid_from=valid_from,
+        valid_until=valid_until,
+        disabled=bool(disabled),
+        quota_bytes=quota_bytes,
+        credentials=credentials,
+    )
+
+
+def server_of(row: Sequence[Any]) -> f.Server:
+    """A row of `servers`, all columns in order."""
+    name, kind, url, protocol_address, public_key, status = row
+    return f.Server(
+        name=name,
+        kind=ServerKind(kind),
+        url=url,
+        protocol_address=protocol_address,
+        public_key=bytes(public_key),
+        status=Status(status),
+    )
+
+
+def settings_of(row: Sequence[Any]) -> f.Settings:
+    """A row of `settings`; a setting this release does not know is passed over."""
+    cluster, body = row
+    known = {one.name for one in attrs.fields(ClusterSettings)}
+    values = {name: value for name, value in json.loads(body).items() if name in known}
+    if "digest" in values:
+        values["digest"] = DigestAlgorithm(values["digest"])
+    return f.Settings(cluster=cluster, settings=ClusterSettings(**values))
+
+
+def grant_of(row: Sequence[Any]) -> f.Grant:
+    """A row of `grants`, all columns in order."""
+    entry, username, role, granted_by = row
+    return f.Grant(entry=EntryId(bytes(entry)), username=username, role=Role(role), granted_by=granted_by)
+
+
+def entry_of(row: Sequence[Any], copies: tuple[Copy, ...]) -> f.Entry:
+    """A row of `entries` (`ENTRY_COLUMNS`), with the file's copies in order of priority."""
+    id_, owner, parent, name, created_at, number, attempt, size, digest, algorithm, committed_at, committed_by = row
+    parent_id = None if parent is None else EntryId(bytes(parent))
+    if number is None:
+        return f.Folder(id=EntryId(bytes(id_)), owner=owner, parent=parent_id, name=name, created_at=created_at)
+    assert parent_id is not None, "a file is in a folder"
+    return f.File(
+        id=EntryId(bytes(id_)),
+        owner=owner,
+        parent=parent_id,
+        name=name,
+        created_at=created_at,
+        version=Version(
+            number=number,
+            attempt=AttemptId(bytes(attempt)),
+            size=size,
+            digest=bytes(digest),
+            algorithm=DigestAlgorithm(algorithm),
+            committed_at=committed_at,
+            committed_by=committed_by,
+            copies=copies,
+        ),
+    )
+
+
+async def every_fact(sql: Any) -> list[f.Fact]:
+    """Everything in the tables, in an order in which it can be applied: what a snapshot is made of."""
+    everything: list[f.Fact] = [settings_of(row) for row in await sql.query("SELECT cluster, body FROM settings")]
+    everything += [server_of(row) for row in await sql.query("SELECT * FROM servers ORDER BY name")]
+    everything += [person_of(row) for row in await sql.query("SELECT * FROM people ORDER BY username")]
+    everything += [
+        f.Session(token_hash=bytes(row[0]), username=row[1], expires_at=row[2])
+        for row in await sql.query("SELECT * FROM sessions ORDER BY token_hash")
+    ]
+    copies: dict[bytes, list[Copy]] = {}
+    for file, node, priority, durable in await sql.query("SELECT file, node, priority, durable FROM copies ORDER BY priority"):
+        copies.setdefault(bytes(file), []).append(Copy(node=node, priority=priority, durable=bool(durable)))
+    everything += [
+        entry_of(row, tuple(copies.get(bytes(row[0]), ()))) for row in await sql.query(f"SELECT {ENTRY_COLUMNS} FROM entries ORDER BY id")
+    ]
+    everything += [grant_of(row) for row in await sql.query("SELECT * FROM grants ORDER BY entry, username")]
+    return everything
