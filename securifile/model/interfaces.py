@@ -96,7 +96,10 @@ class IBlobWriter(Interface):
     received = Attribute("How many bytes were taken so far (int).")
 
     def write(data: bytes) -> Deferred[None]:
-        """Append; fires when the bytes have been handed to the file system and hashed. Raises `DiskFull`, `OSError`."""
+        """Append; fires when more is welcome (a bounded amount waits for the disk). Raises `DiskFull`, `OSError`, `StreamBroken`.
+
+        What fails after this fired is told by the next `write`, and by `finish`; nothing is left behind on the disk.
+        """
 
     def finish(file: Any, version: int) -> Deferred[Any]:
         """Make it durable (fsync, sidecar, rename, fsync of the directory) in state `staged`; a `BlobSummary`."""
@@ -105,7 +108,11 @@ class IBlobWriter(Interface):
         """Forget it, leaving nothing behind. Harmless after `finish` or twice."""
 
     def replay() -> Any:
-        """An `IByteSource` over what was received so far, read from the temporary (or finished) file."""
+        """An `IByteSource` over what was received so far, read from the temporary (or finished) file.
+
+        It ends as soon as it has caught up with `received` as it is when `read` is called, and that answer comes at once:
+        who awaits it can go on with the live chunks without a gap. After `abandon` it raises `StreamBroken`.
+        """
 
 
 class IBlobReader(Interface):

@@ -1,0 +1,313 @@
+"""The blobs' folder on the disk: every blocking step, one function each, run by a worker.
+
+    blobs/ab/abcd...        exactly the bytes; named by the attempt
+    blobs/ab/abcd....meta   its sidecar (`sidecars.py`)
+    incoming/               both, while they are being written; same file system, so that a rename moves them
+    quarantine/             what must not be served and is kept for the operator, each with a `.reason`
+
+Order of `seal`, and what a crash leaves after each step:
+
+    1. fsync the bytes                          incoming/ only: removed at recovery
+    2. write and fsync the sidecar              incoming/ only
+    3. rename the sidecar to its place          sidecar without bytes: removed at recovery
+    4. rename the bytes to their place          whole; or, if the file system kept 4 and lost 3, bytes without sidecar
+    5. fsync the directory                      whole; only now may anybody be told
+
+Journalling file systems keep the order of 3 and 4, but POSIX does not promise it, and a second fsync between them would
+cost every upload milliseconds. So recovery knows the case: bytes without a sidecar were never promised to
+anybody, and because they may also be a good blob whose sidecar somebody lost, they are moved to quarantine, not deleted.
+
+An fsync that failed is final: the kernel may have dropped the dirty pages and would call the next fsync a success.
+The blob is given up.
+
+`remove` is not fsynced. A blob that comes back after a crash is one more for the node to ask the catalogue about.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import attrs
+
+from securifile.model.entries import Sidecar
+from securifile.model.errors import BlobExists, CorruptBlock, DiskFull, NoSuchBlob
+from securifile.model.ids import AttemptId, Position
+from securifile.node.files import Files
+from securifile.node.sidecars import BLOCK_BYTES, DamagedSidecar, SidecarFile, decode_sidecar, encode_note, encode_sidecar
+
+_META = ".meta"
+_REASON = ".reason"
+_SHARDS = tuple(f"{number:02x}" for number in range(256))
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+
+@attrs.frozen(kw_only=True)
+class Recovery:
+    """What was found when the store was opened."""
+
+    blobs: int = 0
+    used_bytes: int = 0
+    leftovers: int = 0
+    """Files removed: uploads that were under way, sidecars without bytes."""
+    quarantined: tuple[tuple[AttemptId, str], ...] = ()
+    """Blobs set aside, each with the reason."""
+
+
+class BlobFolder:
+    """The steps. Different attempts may be worked on at once; one attempt by one thread at a time."""
+
+    def __init__(self, directory: str, files: Files, reserve_bytes: int) -> None:
+        self._root = os.path.abspath(directory)
+        self._blobs = os.path.join(self._root, "blobs")
+        self._incoming = os.path.join(self._root, "incoming")
+        self._quarantine = os.path.join(self._root, "quarantine")
+        self._reserve_bytes = reserve_bytes
+        self.files = files
+
+    # --- opening the store ---
+
+    def recover(self) -> Recovery:
+        """Make the directories, clear up after a crash, and count."""
+        self._make_directories()
+        leftovers = self._clear_incoming()
+        blobs = used = 0
+        quarantined: list[tuple[AttemptId, str]] = []
+        for attempt, names in self._found():
+            size = self.files.length(self._data(attempt))
+            if size is None:
+                self.files.remove(self._meta(attempt))
+                leftovers += 1
+                continue
+            if (reason := self._complaint(attempt, names, size)) is not None:
+                self.set_aside(attempt, reason)
+                quarantined.append((attempt, reason))
+                continue
+            blobs += 1
+            used += size
+        return Recovery(blobs=blobs, used_bytes=used, leftovers=leftovers, quarantined=tuple(quarantined))
+
+    def _make_directories(self) -> None:
+        for directory in (self._root, self._blobs, self._incoming, self._quarantine):
+            self.files.make_directory(directory)
+        there = set(self.files.names(self._blobs))
+        for shard in _SHARDS:
+            if shard not in there:
+                self.files.make_directory(os.path.join(self._blobs, shard))
+        # All of them, now, so that `seal` never has to think of a parent.
+        for directory in (self._blobs, self._root, os.path.dirname(self._root)):
+            self.files.sync_directory(directory)
+
+    def _clear_incoming(self) -> int:
+        names = self.files.names(self._incoming)
+        for name in names:
+            self.files.remove(os.path.join(self._incoming, name))
+        return len(names)
+
+    def _found(self) -> Iterator[tuple[AttemptId, set[str]]]:
+        """Every attempt of which a file is there, with the names of its files. Files of other names are left alone."""
+        for shard in _SHARDS:
+            by_attempt: dict[AttemptId, set[str]] = {}
+            for name in self.files.names(os.path.join(self._blobs, shard)):
+                with suppress(ValueError):
+                    attempt = AttemptId.parse(name.removesuffix(_META))
+                    if name in (str(attempt), str(attempt) + _META) and name.startswith(shard):
+                        by_attempt.setdefault(attempt, set()).add(name)
+            yield from by_attempt.items()
+
+    def _complaint(self, attempt: AttemptId, names: set[str], size: int) -> str | None:
+        """Why the blob cannot be served, if it cannot."""
+        if str(attempt) + _META not in names:
+            return "it has no sidecar"
+        try:
+            sidecar = self.load(attempt).sidecar
+        except DamagedSidecar as error:
+            return f"its sidecar is damaged: {error}"
+        if sidecar.size != size:
+            return f"it has {size} bytes where its sidecar says {sidecar.size}"
+        return None
+
+    # --- one blob on its way in ---
+
+    def create(self, attempt: AttemptId) -> int:
+        """A temporary file for the attempt; its descriptor. Raises `BlobExists`, `DiskFull`."""
+        if self.files.length(self._data(attempt)) is not None:
+            raise BlobExists(f"blob {attempt} is already here")
+        self._keep_reserve()
+        with _no_room_is_disk_full():
+            try:
+                return self.files.create(self._incoming_data(attempt))
+            except FileExistsError:
+                raise BlobExists(f"blob {attempt} is already being written") from None
+
+    def append(self, descriptor: int, data: bytes, offset: int) -> None:
+        """Write at `offset`. Raises `DiskFull`."""
+        self._keep_reserve()
+        with _no_room_is_disk_full():
+            self.files.write(descriptor, data, offset)
+
+    def seal(self, descriptor: int, sidecar: Sidecar, checksums: bytes) -> None:
+        """Make it durable, in the order that this module's docstring explains. After any error nothing is left behind."""
+        attempt = sidecar.attempt
+        try:
+            with _no_room_is_disk_full():
+                self.files.sync(descriptor)
+                self._write_whole(self._incoming_meta(attempt), encode_sidecar(sidecar, checksums))
+                self.files.rename(self._incoming_meta(attempt), self._meta(attempt))
+                self.files.rename(self._incoming_data(attempt), self._data(attempt))
+                self.files.sync_directory(self._shard(attempt))
+        except Exception:
+            self._remove_all(self._data(attempt), self._meta(attempt), self._incoming_data(attempt), self._incoming_meta(attempt))
+            raise
+
+    def discard(self, attempt: AttemptId) -> None:
+        """Remove the temporary file."""
+        self._remove_all(self._incoming_data(attempt))
+
+    def _keep_reserve(self) -> None:
+        # The index and the audit spool live on the same disk and must go on when blobs have no more room.
+        if (available := self.files.available_bytes(self._root)) < self._reserve_bytes:
+            raise DiskFull(f"{available} bytes are available and {self._reserve_bytes} are kept in reserve")
+
+    def _write_whole(self, path: str, data: bytes) -> None:
+        descriptor = self.files.create(path)
+        try:
+            self.files.write(descriptor, data, 0)
+            self.files.sync(descriptor)
+        finally:
+            self.files.close(descriptor)
+
+    def _remove_all(self, *paths: str) -> None:
+        for path in paths:
+            with suppress(OSError):  # a disk that cannot even do this: recovery will, or the catalogue disowns the blob
+                self.files.remove(path)
+
+    # --- finished blobs ---
+
+    def load(self, attempt: AttemptId) -> SidecarFile:
+        """Read the sidecar. Raises `NoSuchBlob`, `DamagedSidecar`."""
+        with self._opened(self._meta(attempt), attempt) as descriptor:
+            loaded = decode_sidecar(self.files.read(descriptor, self.files.size(descriptor), 0))
+        if loaded.sidecar.attempt != attempt:
+            raise DamagedSidecar(f"it is of another blob, {loaded.sidecar.attempt}")
+        return loaded
+
+    def sidecar(self, attempt: AttemptId) -> SidecarFile:
+        """As `load`, for whoever is not going to mend it. Raises `NoSuchBlob`, `CorruptBlock`."""
+        try:
+            return self.load(attempt)
+        except DamagedSidecar as error:
+            raise CorruptBlock(f"the sidecar of blob {attempt} is damaged: {error}", attempt=attempt) from error
+
+    def sidecars(self) -> list[Sidecar]:
+        """Of every blob whose sidecar can be read."""
+        found = []
+        for attempt, names in self._found():
+            if str(attempt) in names:
+                with suppress(DamagedSidecar, NoSuchBlob):  # dropped meanwhile; or for the next reader to find
+                    found.append(self.load(attempt).sidecar)
+        return found
+
+    def open(self, attempt: AttemptId) -> tuple[int, SidecarFile]:
+        """A descriptor for reading, and the sidecar. Raises `NoSuchBlob`, `CorruptBlock`."""
+        loaded = self.sidecar(attempt)
+        try:
+            return self.files.open(self._data(attempt)), loaded
+        except FileNotFoundError:
+            raise NoSuchBlob(f"blob {attempt} is not here") from None
+
+    def blocks(self, descriptor: int, loaded: SidecarFile, start: int, stop: int) -> tuple[list[bytes], CorruptBlock | None]:
+        """The bytes [start, stop) in pieces of at most one block, up to the first block that is bad, and what is wrong with that."""
+        pieces: list[bytes] = []
+        for block in range(start // BLOCK_BYTES, -(-stop // BLOCK_BYTES)):
+            offset = block * BLOCK_BYTES
+            try:
+                data = self.files.read(descriptor, min(BLOCK_BYTES, loaded.sidecar.size - offset), offset)
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    raise
+                data = b""  # the medium cannot give the block: as bad as a wrong one, and mended in the same way
+            if not loaded.good(block, data):
+                attempt = loaded.sidecar.attempt
+                return pieces, CorruptBlock(f"block {block} of blob {attempt} is not what was written", attempt=attempt, block=block)
+            piece = data[max(start - offset, 0) : stop - offset]
+            pieces.append(piece)
+        return pieces, None
+
+    def note_commit(self, attempt: AttemptId, version: int, position: Position) -> None:
+        """Write the note into the sidecar, in place. Raises `NoSuchBlob`, `CorruptBlock`.
+
+        Without fsync: the catalogue is the authority on commits, and a node that finds a blob `staged` after a crash asks it.
+        """
+        offset = self.sidecar(attempt).note_offset
+        with self._opened(self._meta(attempt), attempt, writing=True) as descriptor:
+            self.files.write(descriptor, encode_note(version, position), offset)
+
+    def remove(self, attempt: AttemptId) -> int:
+        """Delete the blob; how many bytes that freed. The bytes go first: a sidecar alone is not a blob."""
+        size = self.files.length(self._data(attempt)) or 0
+        with suppress(FileNotFoundError):
+            self.files.remove(self._data(attempt))
+        with suppress(FileNotFoundError):
+            self.files.remove(self._meta(attempt))
+        return size
+
+    def set_aside(self, attempt: AttemptId, reason: str) -> int:
+        """Move the blob to the quarantine, with the reason; how many bytes left the store. An earlier one of that name is replaced."""
+        size = self.files.length(self._data(attempt))
+        if size is None:
+            return 0
+        aside = os.path.join(self._quarantine, str(attempt))
+        with suppress(FileNotFoundError):
+            self.files.remove(aside + _REASON)
+        self._write_whole(aside + _REASON, reason.encode() + b"\n")
+        self.files.rename(self._data(attempt), aside)
+        with suppress(FileNotFoundError):
+            self.files.rename(self._meta(attempt), aside + _META)
+        self.files.sync_directory(self._quarantine)
+        self.files.sync_directory(self._shard(attempt))
+        return size
+
+    def available_bytes(self) -> int:
+        """What blobs may still take: without the reserve."""
+        return max(0, self.files.available_bytes(self._root) - self._reserve_bytes)
+
+    # --- names ---
+
+    @contextmanager
+    def _opened(self, path: str, attempt: AttemptId, *, writing: bool = False) -> Iterator[int]:
+        try:
+            descriptor = self.files.open(path, writing=writing)
+        except FileNotFoundError:
+            raise NoSuchBlob(f"blob {attempt} is not here") from None
+        try:
+            yield descriptor
+        finally:
+            self.files.close(descriptor)
+
+    def _shard(self, attempt: AttemptId) -> str:
+        return os.path.join(self._blobs, str(attempt)[:2])
+
+    def _data(self, attempt: AttemptId) -> str:
+        return os.path.join(self._shard(attempt), str(attempt))
+
+    def _meta(self, attempt: AttemptId) -> str:
+        return self._data(attempt) + _META
+
+    def _incoming_data(self, attempt: AttemptId) -> str:
+        return os.path.join(self._incoming, str(attempt))
+
+    def _incoming_meta(self, attempt: AttemptId) -> str:
+        return self._incoming_data(attempt) + _META
+
+
+@contextmanager
+def _no_room_is_disk_full() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise DiskFull(str(error)) from error
+        raise

@@ -1,0 +1,131 @@
+"""The few things a node does to files, each one blocking call that may fail.
+
+They stand behind a protocol so that a test can put a disk there that fills up, fails at the k-th call, or forgets at a
+crash whatever was not fsynced.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Protocol
+
+
+class Files(Protocol):
+    """A file system. Every method may raise `OSError`; all are called from a worker's threads."""
+
+    def create(self, path: str) -> int:
+        """A new file for writing and reading, mode 0600; the descriptor. `FileExistsError` when there is one."""
+
+    def open(self, path: str, *, writing: bool = False) -> int:
+        """An existing file for reading (and writing); the descriptor."""
+
+    def write(self, descriptor: int, data: bytes, offset: int) -> None:
+        """Put all of `data` at `offset`."""
+
+    def read(self, descriptor: int, count: int, offset: int) -> bytes:
+        """`count` bytes from `offset`; fewer only at the end of the file."""
+
+    def size(self, descriptor: int) -> int:
+        """Length of an open file."""
+
+    def sync(self, descriptor: int) -> None:
+        """Wait until the file's bytes are on the medium."""
+
+    def close(self, descriptor: int) -> None:
+        """Let go."""
+
+    def rename(self, source: str, target: str) -> None:
+        """Give a file another name, replacing what had it; all or nothing."""
+
+    def remove(self, path: str) -> None:
+        """Take the name away; who has the file open keeps it. `FileNotFoundError`."""
+
+    def length(self, path: str) -> int | None:
+        """Bytes in the file of that name; None when there is none."""
+
+    def names(self, directory: str) -> list[str]:
+        """What is in a directory, sorted."""
+
+    def make_directory(self, path: str) -> None:
+        """Make it, mode 0700, unless it is there."""
+
+    def sync_directory(self, path: str) -> None:
+        """Wait until the names in a directory are on the medium."""
+
+    def available_bytes(self, directory: str) -> int:
+        """What an ordinary process may still write on the file system of `directory`."""
+
+
+class OsFiles:
+    """The operating system's files."""
+
+    def create(self, path: str) -> int:
+        """See `Files`."""
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+    def open(self, path: str, *, writing: bool = False) -> int:
+        """See `Files`."""
+        return os.open(path, (os.O_RDWR if writing else os.O_RDONLY) | os.O_CLOEXEC | os.O_NOFOLLOW)
+
+    def write(self, descriptor: int, data: bytes, offset: int) -> None:
+        """See `Files`."""
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(descriptor, view, offset)
+            view = view[written:]
+            offset += written
+
+    def read(self, descriptor: int, count: int, offset: int) -> bytes:
+        """See `Files`."""
+        data = os.pread(descriptor, count, offset)
+        while len(data) < count and (more := os.pread(descriptor, count - len(data), offset + len(data))):
+            data += more
+        return data
+
+    def size(self, descriptor: int) -> int:
+        """See `Files`."""
+        return os.fstat(descriptor).st_size
+
+    def sync(self, descriptor: int) -> None:
+        """See `Files`."""
+        os.fsync(descriptor)
+
+    def close(self, descriptor: int) -> None:
+        """See `Files`."""
+        os.close(descriptor)
+
+    def rename(self, source: str, target: str) -> None:
+        """See `Files`."""
+        os.replace(source, target)
+
+    def remove(self, path: str) -> None:
+        """See `Files`."""
+        os.unlink(path)
+
+    def length(self, path: str) -> int | None:
+        """See `Files`."""
+        try:
+            return os.lstat(path).st_size
+        except FileNotFoundError:
+            return None
+
+    def names(self, directory: str) -> list[str]:
+        """See `Files`."""
+        return sorted(os.listdir(directory))
+
+    def make_directory(self, path: str) -> None:
+        """See `Files`."""
+        os.makedirs(path, 0o700, exist_ok=True)
+
+    def sync_directory(self, path: str) -> None:
+        """See `Files`."""
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def available_bytes(self, directory: str) -> int:
+        """See `Files`."""
+        numbers = os.statvfs(directory)
+        return numbers.f_bavail * numbers.f_frsize
