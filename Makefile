@@ -38,6 +38,7 @@ news: $(VENV)/.installed-to-develop  ## what the news of the next release would 
 	$(PYTHON) -m towncrier build --draft --version next
 
 wheel: $(VENV)/.installed-to-develop  ## dist/securifile-….whl
+	rm -rf build
 	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
 
 constraints: $(VENV)/.installed-to-develop  ## write the versions now in .venv to constraints.txt
@@ -57,7 +58,7 @@ distclean: clean  ## remove .venv as well
 # (--no-build-isolation): otherwise each build would fetch whatever setuptools is newest that day.
 $(VENV)/.python: constraints.txt
 	@test -n "$(PYTHON3)" || { echo "SecuriFile needs Python 3.11 or later with the venv module (Debian: apt install python3-venv)." >&2; exit 1; }
-	$(PYTHON3) -m venv $(VENV)
+	test -x $(PYTHON) || $(PYTHON3) -m venv $(VENV)
 	$(PIP) install --quiet --constraint constraints.txt setuptools
 	@touch $@
 

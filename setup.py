@@ -36,6 +36,7 @@ TEST = [
     "pytest>=8.2",
     "pytest-timeout>=2.3",
     "pytest-twisted>=1.14.2",
+    "setuptools>=70.1",  # test_packaging builds wheels; from 70.1 without the package "wheel"
     "treq>=24.9",
     "trustme>=1.1",
 ]
