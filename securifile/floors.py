@@ -61,11 +61,13 @@ FLOORS: dict[str, int] = {
     "securifile.audit.records": DECISIONS,
     "securifile.audit.*": HANDS,
     # certificates
+    "securifile.certificates.join": DECISIONS,
     "securifile.certificates.names": DECISIONS,
     "securifile.certificates.*": HANDS,
     # the rooms where work is done by hand
     "securifile.admin.*": HANDS,
     "securifile.client.*": HANDS,
+    "securifile.node.sidecars": DECISIONS,
     "securifile.node.*": HANDS,
     "securifile.sql.*": HANDS,
 }
