@@ -70,10 +70,8 @@ class FrameDecoder:
                 break
             events.append(bytes(self._received[length.end() : end]))
             at = end
-        if self._broken:
-            self._received.clear()
-        else:
-            del self._received[:at]
+        # After an error the place is lost: what is left would never be used.
+        del self._received[: len(self._received) if self._broken else at]
         return events
 
     def _break(self, reason: str) -> FramingError:

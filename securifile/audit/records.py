@@ -115,8 +115,8 @@ def format_record(numbered: NumberedRecord, *, version: str, facility: int = FAC
         ("peer", record.peer),
         ("detail", record.detail),
     ]
-    meta = [("sequenceId", str((numbered.number - 1) % SEQUENCE_MAX + 1))]
-    origin = [("software", "SecuriFile"), ("swVersion", version[:32])]
+    meta: list[tuple[str, str | None]] = [("sequenceId", str((numbered.number - 1) % SEQUENCE_MAX + 1))]
+    origin: list[tuple[str, str | None]] = [("software", "SecuriFile"), ("swVersion", version[:32])]
     return b" ".join(
         [
             b"<%d>1" % (facility * 8 + severity_of(record)),

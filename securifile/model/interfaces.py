@@ -164,3 +164,13 @@ class IAuditLog(Interface):
         Raises:
             SpoolFull: no room; the request must be refused.
         """
+
+    def note(record: Any) -> None:
+        """Take an `AuditRecord` of something that changed nothing; it is on this machine's disk within 100 ms.
+
+        Raises:
+            SpoolFull: at once: no room; the request must be refused.
+        """
+
+    def has_room() -> bool:
+        """Whether a new request may begin: asked before there is anything to take back."""
