@@ -90,9 +90,11 @@ class Announce:
 
 @attrs.frozen(kw_only=True)
 class Follow:
-    """Send me every change after `position`, in order, as `Changes`, from now on."""
+    """Send me every change after `position`, in order, as `Changes`, from now on; and this is where I am reached."""
 
     position: Position
+    url: str
+    protocol_address: str
 
 
 @attrs.frozen(kw_only=True)
@@ -109,6 +111,13 @@ class Changes:
 
     epoch: int
     changes: tuple[Change, ...]
+
+
+@attrs.frozen(kw_only=True)
+class MissedAsk:
+    """Node to node: which changes come after `position`? Answered by `Changes`, empty when they are not at hand."""
+
+    position: Position
 
 
 @attrs.frozen(kw_only=True)

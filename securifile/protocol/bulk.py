@@ -1,0 +1,666 @@
+"""Blobs between servers: one transfer at a time on a connection of its own, so that no heartbeat waits behind a gigabyte.
+
+    store    client  StoreBlob, data..., end  -->            <-- BlobStored          server
+    fetch    client  FetchBlob                -->            <-- BlobFollows, data..., end
+
+TCP is the flow control. Who sends waits (`write` is a Deferred) while the transport's buffer is full; who receives stops reading from the
+socket while more than `UNREAD_BYTES_MAX` is not consumed. So memory is about a chunk a stage, whatever the size of the blob.
+
+A transfer in which nothing moves for `stall_s`, though this side waits for it, is broken. A broken transfer closes its
+connection; a finished or refused one leaves it to the next.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol, cast
+
+from twisted.internet.defer import CancelledError, Deferred, fail, gatherResults, succeed
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from securifile.model.errors import Code, DeadlineExceeded, PeerUnreachable, Refusal, StreamBroken
+from securifile.model.interfaces import IByteSink, IByteSource
+from securifile.model.servers import HostPort
+from securifile.protocol.connection import (
+    AbortReceived,
+    AnswerReceived,
+    Connection,
+    DataReceived,
+    EndReceived,
+    Event,
+    PeerIdentity,
+    Purpose,
+    RequestReceived,
+    RequestUnusable,
+    Side,
+    State,
+)
+from securifile.protocol.frames import DATA_BYTES_MAX
+from securifile.protocol.messages import BlobFollows, BlobStored, FetchBlob, Refused, StoreBlob
+from securifile.protocol.rpc import refusal_from, refused_from
+from securifile.protocol.wire import Connector, Identify, NotAcceptable, Wire, claimed, open_wire
+
+UNREAD_BYTES_MAX = 1024 * 1024
+"""Received and not consumed, before the socket is not read any more: four frames."""
+IDLE_MAX = 4
+"""Idle connections kept for each server."""
+IDLE_S = 30.0
+CONNECT_S = 5.0
+STALL_S = 30.0
+"""Nothing moved for so long: a disk that is busy recovers sooner, a peer that is dead does not recover."""
+
+
+class BulkHandlers(Protocol):
+    """What a server does with bulk requests."""
+
+    async def store(self, peer: PeerIdentity, request: StoreBlob, source: Any) -> BlobStored:
+        """Take the blob from `source` (an `IByteSource`) to its end. A `Refusal`, at any time, refuses it.
+
+        `source.read` raises `StreamBroken` when the sender aborts or goes away: leave nothing behind then.
+        """
+
+    async def fetch(self, peer: PeerIdentity, request: FetchBlob) -> tuple[BlobFollows, Any]:
+        """The blob's size and an `IByteSource` of the range. A `Refusal` refuses it."""
+
+
+# --- streams ---
+
+
+class _Watch:
+    """Breaks what is waited for when it takes too long."""
+
+    def __init__(self, clock: IReactorTime, stall_s: float, broken: Callable[[], None]) -> None:
+        self._clock = clock
+        self._stall_s = stall_s
+        self._broken = broken
+        self._call: IDelayedCall | None = None
+
+    def begin(self) -> None:
+        """Something is waited for from now on."""
+        self.end()
+        self._call = self._clock.callLater(self._stall_s, self._broken)
+
+    def end(self) -> None:
+        """It has come."""
+        if self._call is not None and self._call.active():
+            self._call.cancel()
+        self._call = None
+
+
+@implementer(IByteSource)
+class _Incoming:
+    """The stream that arrives on a wire, as something to read from."""
+
+    def __init__(self, wire: Wire, stall_s: float, on_close: Callable[[], None]) -> None:
+        self._wire = wire
+        self._on_close = on_close
+        self._chunks: deque[bytes] = deque()
+        self._unread_bytes = 0
+        self._held = False
+        self._ended = False
+        self._closed = False
+        self._problem: Exception | None = None
+        self._waiting: Deferred[bytes] | None = None
+        self._watch = _Watch(wire.clock, stall_s, self._stalled)
+        self._stall_s = stall_s
+
+    @property
+    def unread_bytes(self) -> int:
+        """What is held for the reader."""
+        return self._unread_bytes
+
+    def read(self) -> Deferred[bytes]:
+        """The next chunk."""
+        assert self._waiting is None, "one read at a time"
+        if self._closed:
+            return fail(StreamBroken("the stream was closed by its reader"))
+        if self._chunks:
+            data = self._chunks.popleft()
+            self._unread_bytes -= len(data)
+            self._release()
+            return succeed(data)
+        if self._problem is not None:
+            return fail(self._problem)
+        if self._ended:
+            return succeed(b"")
+        self._waiting = Deferred(self._forget)
+        self._watch.begin()
+        return self._waiting
+
+    def close(self) -> None:
+        """No more is wanted."""
+        if self._closed:
+            return
+        self._closed = True
+        self._chunks.clear()
+        self._unread_bytes = 0
+        self._watch.end()
+        self._release()
+        if not self._ended and self._problem is None:
+            self._on_close()
+
+    def feed(self, data: bytes) -> None:
+        """Bytes have arrived."""
+        if self._closed:
+            return
+        if self._waiting is not None:
+            self._fire().callback(data)
+            return
+        self._chunks.append(data)
+        self._unread_bytes += len(data)
+        if self._unread_bytes > UNREAD_BYTES_MAX and not self._held:
+            self._held = True
+            self._wire.hold()
+
+    def finish(self) -> None:
+        """The stream is complete."""
+        self._ended = True
+        if self._waiting is not None:
+            self._fire().callback(b"")
+
+    def fail(self, problem: Exception) -> None:
+        """The stream is broken; what has arrived can still be read."""
+        if self._ended or self._problem is not None:
+            return
+        self._problem = problem
+        if self._waiting is not None:
+            self._fire().errback(problem)
+
+    def _fire(self) -> Deferred[bytes]:
+        waiting, self._waiting = self._waiting, None
+        assert waiting is not None
+        self._watch.end()
+        return waiting
+
+    def _forget(self, waiting: Deferred[bytes]) -> None:
+        self._waiting = None
+        self._watch.end()
+
+    def _release(self) -> None:
+        if self._held and self._unread_bytes <= UNREAD_BYTES_MAX // 2:
+            self._held = False
+            self._wire.unhold()
+
+    def _stalled(self) -> None:
+        self.fail(StreamBroken(f"{self._wire.identity} sent nothing for {self._stall_s:g} s"))
+        self._wire.cut()
+
+
+class _Outgoing:
+    """The stream that this side sends on a wire: cut into frames, waiting while the transport is full."""
+
+    def __init__(self, wire: Wire, stall_s: float) -> None:
+        self._wire = wire
+        self._ready = True
+        self._problem: Exception | None = None
+        self._waiting: Deferred[None] | None = None
+        self._watch = _Watch(wire.clock, stall_s, self._stalled)
+        self._stall_s = stall_s
+
+    def write(self, data: bytes) -> Deferred[None]:
+        """Send; fires when the transport takes more."""
+        assert self._waiting is None, "one write at a time"
+        if self._problem is not None:
+            return fail(self._problem)
+        for start in range(0, len(data), DATA_BYTES_MAX):
+            piece = data if len(data) <= DATA_BYTES_MAX else data[start : start + DATA_BYTES_MAX]
+            self._wire.send(self._wire.connection.data(piece))
+        if self._ready:
+            return succeed(None)
+        self._waiting = Deferred(self._forget)
+        self._watch.begin()
+        return self._waiting
+
+    def writable(self, ready: bool) -> None:
+        """The transport is full, or has drained."""
+        self._ready = ready
+        if ready and self._waiting is not None:
+            self._fire().callback(None)
+
+    def fail(self, problem: Exception) -> None:
+        """Nothing more can be written."""
+        self._problem = self._problem or problem
+        if self._waiting is not None:
+            self._fire().errback(self._problem)
+
+    def _fire(self) -> Deferred[None]:
+        waiting, self._waiting = self._waiting, None
+        assert waiting is not None
+        self._watch.end()
+        return waiting
+
+    def _forget(self, waiting: Deferred[None]) -> None:
+        self._waiting = None
+        self._watch.end()
+
+    def _stalled(self) -> None:
+        self.fail(StreamBroken(f"{self._wire.identity} took nothing for {self._stall_s:g} s"))
+        self._wire.cut()
+
+
+# --- server ---
+
+
+class BulkServer:
+    """The server's end of a bulk connection: a session of a `Wire`."""
+
+    _log = Logger()
+
+    def __init__(self, wire: Wire, handlers: BulkHandlers | None, stall_s: float) -> None:
+        self._wire = wire
+        self._handlers = handlers
+        self._stall_s = stall_s
+        self._incoming: _Incoming | None = None
+        self._outgoing: _Outgoing | None = None
+        self._work: Deferred[None] | None = None
+        self._ready = True
+
+    def handle(self, event: Event) -> None:
+        """Something arrived."""
+        if isinstance(event, RequestReceived):
+            self._begin(event)
+        elif isinstance(event, RequestUnusable):
+            self._wire.send(self._wire.connection.answer(event.id, event.refused))
+        elif isinstance(event, DataReceived) and self._incoming is not None:
+            self._incoming.feed(event.data)
+        elif isinstance(event, EndReceived) and self._incoming is not None:
+            self._incoming.finish()
+        elif isinstance(event, AbortReceived) and self._incoming is not None:
+            self._incoming.fail(StreamBroken(f"{self._wire.identity} broke it off: {event.refused.detail}"))
+
+    def writable(self, ready: bool) -> None:
+        """The transport is full, or has drained."""
+        self._ready = ready
+        if self._outgoing is not None:
+            self._outgoing.writable(ready)
+
+    def lost(self, reason: Exception) -> None:
+        """The connection is gone."""
+        broken = StreamBroken(str(reason))
+        if self._incoming is not None:
+            self._incoming.fail(broken)
+        if self._outgoing is not None:
+            self._outgoing.fail(broken)
+        work = self._work
+        if work is not None and self._incoming is None:
+            # A store sees it in its source and can clean up; a fetch may wait for the disk, and nobody wants it any more.
+            work.cancel()
+
+    def _begin(self, event: RequestReceived) -> None:
+        if isinstance(event.message, StoreBlob):
+            self._incoming = _Incoming(self._wire, self._stall_s, lambda: None)
+            work = self._store(event.id, event.message, self._incoming)
+        else:
+            work = self._fetch(event.id, event.message)
+        self._work = Deferred.fromCoroutine(work)
+        self._work.addErrback(self._failed)
+
+    async def _store(self, number: int, request: StoreBlob, incoming: _Incoming) -> None:
+        answer: BlobStored | Refused
+        try:
+            if self._handlers is None:
+                raise Refusal(Code.UNKNOWN_MESSAGE, "this server keeps no blobs")
+            answer = await self._handlers.store(self._wire.identity, request, incoming)
+            if self._wire.connection.state is State.UPLOADING:
+                raise RuntimeError("the handler did not read the stream to its end")
+        except Exception as error:
+            answer = self._refused(error, "store")
+        self._incoming = None
+        if not self._wire.gone and not self._wire.connection.closed:
+            # Sent before the rest of a refused stream is let in: the core passes it over from here on.
+            self._wire.send(self._wire.connection.answer(number, answer))
+        incoming.close()
+
+    async def _fetch(self, number: int, request: Any) -> None:
+        try:
+            if self._handlers is None or not isinstance(request, FetchBlob):
+                raise Refusal(Code.UNKNOWN_MESSAGE, f"this server does not take {type(request).__name__} on a bulk connection")
+            answer, source = await self._handlers.fetch(self._wire.identity, request)
+        except CancelledError:
+            raise
+        except Exception as error:
+            self._wire.send(self._wire.connection.answer(number, self._refused(error, "fetch")))
+            return
+        try:
+            self._outgoing = _Outgoing(self._wire, self._stall_s)
+            self._outgoing.writable(self._ready)
+            self._wire.send(self._wire.connection.answer(number, answer))
+            while data := await source.read():
+                await self._outgoing.write(data)
+            self._wire.send(self._wire.connection.end())
+        except CancelledError:
+            raise
+        except Exception as error:
+            if not self._wire.gone and self._wire.connection.state is State.DOWNLOADING:
+                self._wire.send(self._wire.connection.abort(self._refused(error, "fetch")))
+        finally:
+            self._outgoing = None
+            source.close()
+
+    def _refused(self, error: Exception, what: str) -> Refused:
+        if isinstance(error, Refusal):
+            return refused_from(error)
+        if isinstance(error, StreamBroken):
+            return Refused(code=Code.BAD_REQUEST.value, detail=str(error))
+        self._log.failure("a bulk {what} for {peer} failed", what=what, peer=self._wire.identity)
+        return Refused(code=Code.BUG.value, detail=f"{what} failed: {type(error).__name__}; see this server's log")
+
+    def _failed(self, failure: Failure) -> None:
+        if not failure.check(CancelledError):
+            self._log.failure("a bulk transfer with {peer} failed", failure, peer=self._wire.identity)
+            self._wire.cut()
+
+
+# --- client ---
+
+
+class _BulkClient:
+    """The client's end of a bulk connection: a session of a `Wire`."""
+
+    def __init__(self, wire: Wire) -> None:
+        self.wire = wire
+        self.stale: Callable[[], None] = lambda: None
+        """Called when the connection is lost while idle."""
+        self.key: tuple[HostPort, PeerIdentity] | None = None
+        """Under what the pool keeps it."""
+        self._ready = True
+        self._answer: Deferred[Any] | None = None
+        self._incoming: _Incoming | None = None
+        self._outgoing: _Outgoing | None = None
+
+    @property
+    def usable(self) -> bool:
+        """Whether another transfer can be made."""
+        return not self.wire.gone and self.wire.connection.state is State.IDLE
+
+    def begin(self, message: StoreBlob | FetchBlob, outgoing: _Outgoing | None, incoming: _Incoming | None) -> Deferred[Any]:
+        """Ask; fires with the answer, fails with `Refusal` or `StreamBroken`."""
+        self._outgoing, self._incoming = outgoing, incoming
+        if outgoing is not None:
+            outgoing.writable(self._ready)
+        answer: Deferred[Any] = Deferred(lambda _: self.wire.cut())
+        self._answer = answer
+        self.wire.send(self.wire.connection.request(message)[1])
+        return answer
+
+    def handle(self, event: Event) -> None:
+        """Something arrived."""
+        if isinstance(event, AnswerReceived):
+            answer, self._answer = self._answer, None
+            refused = isinstance(event.message, Refused)
+            if refused and self.wire.connection.state is State.REFUSED:
+                # Early: end our stream, so that the connection can be used again.
+                self.wire.send(self.wire.connection.abort(Refused(code=Code.BAD_REQUEST.value, detail="refused")))
+            if refused and self._outgoing is not None:
+                self._outgoing.fail(refusal_from(event.message))
+            if answer is not None:
+                if refused:
+                    answer.errback(refusal_from(event.message))
+                else:
+                    answer.callback(event.message)
+        elif isinstance(event, DataReceived) and self._incoming is not None:
+            self._incoming.feed(event.data)
+        elif isinstance(event, EndReceived) and self._incoming is not None:
+            self._incoming.finish()
+            self.stale()
+        elif isinstance(event, AbortReceived) and self._incoming is not None:
+            refusal = refusal_from(event.refused)
+            self._incoming.fail(StreamBroken(f"{self.wire.identity} broke it off: {refusal}"))
+            self.stale()
+
+    def writable(self, ready: bool) -> None:
+        """The transport is full, or has drained."""
+        self._ready = ready
+        if self._outgoing is not None:
+            self._outgoing.writable(ready)
+
+    def lost(self, reason: Exception) -> None:
+        """The connection is gone."""
+        broken = StreamBroken(str(reason))
+        if self._outgoing is not None:
+            self._outgoing.fail(broken)
+        if self._incoming is not None:
+            self._incoming.fail(broken)
+        answer, self._answer = self._answer, None
+        if answer is not None:
+            answer.errback(broken)
+        self.stale()
+
+
+@implementer(IByteSink)
+class OutgoingTransfer:
+    """A blob on its way to another server."""
+
+    def __init__(self, client: _BulkClient, request: StoreBlob, stall_s: float, give_back: Callable[[_BulkClient], None]) -> None:
+        self._client = client
+        self._give_back = give_back
+        self._outgoing = _Outgoing(client.wire, stall_s)
+        self._done = False
+        self._result: Any = None
+        self._finishing: Deferred[Any] | None = None
+        client.begin(request, self._outgoing, None).addBoth(self._answered)
+
+    def write(self, data: bytes) -> Deferred[None]:
+        """Send bytes; fires when more is welcome.
+
+        Raises:
+            Refusal: the server refuses the blob, possibly before its end.
+            StreamBroken: the connection is lost or stalled.
+        """
+        return self._outgoing.write(data)
+
+    def finish(self, timeout_s: float) -> Deferred[BlobStored]:
+        """The blob is complete; what the server made of it.
+
+        Raises:
+            Refusal: it is not stored there.
+            DeadlineExceeded: no answer in time; it may be stored there.
+            StreamBroken: the connection was lost; it may be stored there.
+        """
+        if self._done:
+            return fail(self._result) if isinstance(self._result, Failure) else succeed(self._result)
+        wire = self._client.wire
+        finishing: Deferred[Any] = Deferred(lambda _: self.abort())
+        self._finishing = finishing
+        wire.send(wire.connection.end())
+        late = wire.clock.callLater(timeout_s, self._late, timeout_s)
+
+        def no_longer_late(result: Any) -> Any:
+            if late.active():
+                late.cancel()
+            return result
+
+        return finishing.addBoth(no_longer_late)
+
+    def abort(self) -> None:
+        """Break it off: the server forgets the blob. Harmless when it is finished."""
+        if self._done:
+            return
+        wire = self._client.wire
+        aborted = StreamBroken("broken off by this side")
+        self._outgoing.fail(aborted)
+        if not wire.gone and wire.connection.state is State.UPLOADING:
+            wire.send(wire.connection.abort(Refused(code=Code.BAD_REQUEST.value, detail="broken off by the sender")))
+        wire.close(Code.BAD_REQUEST, "the transfer was broken off by the sender")
+
+    def _late(self, timeout_s: float) -> None:
+        finishing, self._finishing = self._finishing, None
+        if finishing is not None:
+            finishing.errback(DeadlineExceeded(f"{self._client.wire.identity} did not confirm the blob within {timeout_s:g} s"))
+            self._client.wire.cut()
+
+    def _answered(self, result: Any) -> None:
+        self._done, self._result = True, result
+        finishing, self._finishing = self._finishing, None
+        self._give_back(self._client)
+        if finishing is not None:
+            if isinstance(result, Failure):
+                finishing.errback(result)
+            elif isinstance(result, BlobStored):
+                finishing.callback(result)
+            else:
+                finishing.errback(StreamBroken(f"an answer of the wrong kind: {type(result).__name__}"))
+
+
+class BulkPool:
+    """Bulk connections to other servers, kept for a while when idle.
+
+    Args:
+        clock: timers.
+        connector: how to connect.
+        here: who we are.
+        locate: address and identity of a server by its name; raises `PeerUnreachable` when it is not known.
+        identify: how the other end proves who it is; `claimed` when TLS is off.
+        idle_max: idle connections kept for each server.
+        idle_s: how long.
+        stall_s: see above.
+        connect_s: how long connecting may take.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        *,
+        clock: IReactorTime,
+        connector: Connector,
+        here: PeerIdentity,
+        locate: Callable[[str], tuple[HostPort, PeerIdentity]],
+        identify: Identify = claimed,
+        idle_max: int = IDLE_MAX,
+        idle_s: float = IDLE_S,
+        stall_s: float = STALL_S,
+        connect_s: float = CONNECT_S,
+    ) -> None:
+        self._clock = clock
+        self._connector = connector
+        self._here = here
+        self._locate = locate
+        self._identify = identify
+        self._idle_max = idle_max
+        self._idle_s = idle_s
+        self._stall_s = stall_s
+        self._connect_s = connect_s
+        self._idle: dict[tuple[HostPort, PeerIdentity], list[tuple[_BulkClient, IDelayedCall]]] = {}
+        self._all: set[_BulkClient] = set()
+        self._stopped = False
+
+    @property
+    def idle(self) -> int:
+        """Idle connections, of all servers."""
+        return sum(map(len, self._idle.values()))
+
+    async def store(self, server_name: str, request: StoreBlob) -> OutgoingTransfer:
+        """Begin to send a blob to a server. Raises `PeerUnreachable`."""
+        client = await self._client(server_name)
+        return OutgoingTransfer(client, request, self._stall_s, self._give_back)
+
+    async def fetch(self, server_name: str, request: FetchBlob, timeout_s: float) -> tuple[BlobFollows, IByteSource]:
+        """Ask a server for a blob.
+
+        The source must be read to its end or closed; closing it early closes its connection.
+
+        Raises:
+            Refusal: the server does not give it.
+            DeadlineExceeded: no answer within `timeout_s`.
+            PeerUnreachable, StreamBroken: not connected, or lost before the answer.
+        """
+        client = await self._client(server_name)
+        incoming = _Incoming(client.wire, self._stall_s, client.wire.cut)
+        answer = client.begin(request, None, incoming)
+        late = self._clock.callLater(timeout_s, answer.cancel)
+        # The last byte of the stream, or a refusal, sets the connection free.
+        client.stale = lambda: self._give_back(client)
+        try:
+            follows = await answer
+        except Refusal:
+            self._give_back(client)
+            raise
+        except CancelledError:
+            if late.active():
+                raise
+            raise DeadlineExceeded(f"{server_name} did not answer within {timeout_s:g} s") from None
+        finally:
+            if late.active():
+                late.cancel()
+        if not isinstance(follows, BlobFollows):
+            client.wire.cut()
+            raise StreamBroken(f"an answer of the wrong kind: {type(follows).__name__}")
+        return follows, cast(IByteSource, incoming)
+
+    def stop(self) -> Deferred[None]:
+        """Close all connections, with what is under way on them; fires when they are gone."""
+        self._stopped = True
+        gone: Sequence[Awaitable[None]] = [client.wire.when_gone() for client in self._all]
+        for client in list(self._all):
+            client.wire.close(Code.SHUTTING_DOWN, f"{self._here} is shutting down")
+        return gatherResults(list(cast(Any, gone))).addCallback(lambda _: None)
+
+    async def _client(self, server_name: str) -> _BulkClient:
+        if self._stopped:
+            raise PeerUnreachable("this server is shutting down")
+        address, expected = self._locate(server_name)
+        waiting = self._idle.get((address, expected), [])
+        while waiting:
+            client, expiry = waiting.pop()
+            expiry.cancel()
+            client.stale = lambda: None
+            if client.usable:
+                return client
+
+        def judge(identity: PeerIdentity) -> None:
+            if identity != expected:
+                raise NotAcceptable(f"expected {expected}, found {identity}")
+
+        wire = Wire(
+            clock=self._clock,
+            connection=Connection(Side.CLIENT, self._here, Purpose.BULK),
+            identify=self._identify,
+            judge=judge,
+            open_session=_BulkClient,
+        )
+        await open_wire(self._connector(address, expected), wire, self._connect_s)
+        client = cast(_BulkClient, wire.session)
+        client.key = (address, expected)
+        self._all.add(client)
+        wire.when_gone().addCallback(lambda _: self._all.discard(client))
+        if self._stopped:
+            wire.cut()
+            raise PeerUnreachable("this server is shutting down")
+        return client
+
+    def _give_back(self, client: _BulkClient) -> None:
+        """A transfer has ended."""
+        client.stale = lambda: None
+        if client.wire.gone:
+            return
+        if not client.usable or self._stopped:
+            client.wire.close(Code.SHUTTING_DOWN, "the transfer has ended early")
+            return
+        assert client.key is not None
+        waiting = self._idle.setdefault(client.key, [])
+        if len(waiting) >= self._idle_max:
+            client.wire.close(Code.SHUTTING_DOWN, "idle")
+            return
+        entry = (client, self._clock.callLater(self._idle_s, self._expire, client))
+        waiting.append(entry)
+        client.stale = lambda: self._remove(client)
+
+    def _remove(self, client: _BulkClient) -> None:
+        assert client.key is not None
+        waiting = self._idle.get(client.key, [])
+        for entry in list(waiting):
+            if entry[0] is client:
+                waiting.remove(entry)
+                if entry[1].active():
+                    entry[1].cancel()
+        if not waiting:
+            self._idle.pop(client.key, None)
+
+    def _expire(self, client: _BulkClient) -> None:
+        self._remove(client)
+        client.wire.close(Code.SHUTTING_DOWN, "idle")

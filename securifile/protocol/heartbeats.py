@@ -1,0 +1,132 @@
+"""Sending heartbeats, and judging by their answers: the hands of `model/detector.py`.
+
+Each server sends one to each other server every interval, in every status, whether or not the last was answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from securifile.model.detector import Pulse, answered, sending
+from securifile.model.errors import DeadlineExceeded, PeerUnreachable, Refusal
+from securifile.model.ids import BEGINNING, Position
+from securifile.model.roster import Roster
+from securifile.model.servers import Status
+from securifile.model.standing import Acknowledgement
+from securifile.protocol.messages import Heartbeat, HeartbeatAnswer
+
+Ask = Callable[[str, Any, float], Deferred[Any]]
+"""(server, message, timeout_s) -> answer"""
+
+
+class Heartbeats:
+    """One server's heartbeats to all others."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        *,
+        clock: IReactorTime,
+        roster: Roster,
+        subjects: Callable[[], Iterable[str]],
+        ask: Ask,
+        compose: Callable[[], Heartbeat],
+        judged: Callable[[str, Status, Status], None],
+    ) -> None:
+        """Args:
+        subjects: names of the servers to send to, asked at each round.
+        compose: makes the heartbeat to send.
+        judged: called as `judged(server, before, after)` when this server changes its opinion of another.
+        """
+        self._clock = clock
+        self._roster = roster
+        self._subjects = subjects
+        self._ask = ask
+        self._compose = compose
+        self._judged = judged
+        self._pulses: dict[str, Pulse] = {}
+        self._under_way: set[Deferred[None]] = set()
+        self._number = 0
+        self._timer: Any = None
+        self.acknowledgements: dict[str, Acknowledgement] = {}
+        self.heard = BEGINNING
+
+    def start(self) -> None:
+        """Send the first round now, and then one every interval until `stop`."""
+        self._round()
+
+    def stop(self) -> None:
+        """Send no more; answers still to come are given up."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for asking in list(self._under_way):
+            asking.cancel()
+
+    def hear(self, position: Position) -> None:
+        """Somebody knows the catalogue up to `position`."""
+        self.heard = max(self.heard, position)
+
+    def status_of(self, name: str) -> Status:
+        """What this server holds another for."""
+        pulse = self._pulses.get(name)
+        if pulse is not None:
+            return pulse.status
+        server = self._roster.servers.get(name)
+        return Status.DOWN if server is None else server.status
+
+    def is_doubtful(self, name: str) -> bool:
+        """Whether a heartbeat to that server is overdue, or it is not held for running."""
+        pulse = self._pulses.get(name)
+        return pulse is not None and pulse.doubtful
+
+    @property
+    def judgements(self) -> dict[str, Status]:
+        """What this server holds each other one for: its row of the matrix."""
+        return {name: pulse.status for name, pulse in self._pulses.items()}
+
+    def _round(self) -> None:
+        interval_s = self._roster.settings.heartbeat_interval_s
+        self._timer = self._clock.callLater(interval_s, self._round)
+        subjects = set(self._subjects())
+        for gone in set(self._pulses) - subjects:
+            del self._pulses[gone]
+            self.acknowledgements.pop(gone, None)
+        self._number += 1
+        heartbeat = self._compose()
+        for name in sorted(subjects):
+            before = self._pulses.get(name) or Pulse(status=self.status_of(name))
+            self._think(name, before, sending(before, self._number, self._roster.settings.heartbeats_missed_max))
+            # An answer after the next round is due still shows that the peer lives; after the time to be held for down
+            # nobody waits for it any more.
+            asking = Deferred.fromCoroutine(self._beat(name, heartbeat, interval_s * self._roster.settings.heartbeats_missed_max))
+            self._under_way.add(asking)
+            asking.addBoth(lambda _, asking=asking: self._under_way.discard(asking))
+
+    async def _beat(self, name: str, heartbeat: Heartbeat, timeout_s: float) -> None:
+        sent_at = self._clock.seconds()
+        try:
+            answer: HeartbeatAnswer = await self._ask(name, heartbeat, timeout_s)
+        except (DeadlineExceeded, PeerUnreachable, Refusal, CancelledError):
+            return
+        pulse = self._pulses.get(name)
+        server = self._roster.servers.get(name)
+        if pulse is None or server is None:
+            return
+        self.hear(answer.position)
+        known = self.acknowledgements.get(name)
+        if known is None or known.sent_at <= sent_at:
+            self.acknowledgements[name] = Acknowledgement(kind=server.kind, sent_at=sent_at, held_for=answer.held_for)
+        self._think(name, pulse, answered(pulse, answer.position, heartbeat.position))
+
+    def _think(self, name: str, before: Pulse, after: Pulse) -> None:
+        self._pulses[name] = after
+        if after.status is not before.status:
+            self._log.info("{server} is held for {after}, was {before}", server=name, before=before.status, after=after.status)
+            self._judged(name, before.status, after.status)

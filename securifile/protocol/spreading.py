@@ -1,0 +1,109 @@
+"""Telling every server of a commit before it is answered: the hands of `model/spreading.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from securifile.model.errors import DeadlineExceeded, PeerUnreachable, Refusal
+from securifile.model.facts import Fact
+from securifile.model.ids import Position
+from securifile.model.roster import Roster
+from securifile.model.spreading import spread_enough
+from securifile.model.standing import FRESH_INTERVALS
+from securifile.protocol.heartbeats import Ask
+from securifile.protocol.messages import Announce
+
+
+class Spreading:
+    """Announces commits to all nodes, and knows when enough have them."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        *,
+        clock: IReactorTime,
+        roster: Roster,
+        name: str,
+        ask: Ask,
+        here: Callable[[Position, tuple[Fact, ...]], Deferred[None]],
+    ) -> None:
+        """Args:
+        name: of this server.
+        here: brings the commit into this server's own index.
+        """
+        self._clock = clock
+        self._name = name
+        self._roster = roster
+        self._ask = ask
+        self._here = here
+
+    def spread(self, position: Position, facts: tuple[Fact, ...]) -> Deferred[None]:
+        """Announce a commit; fires when no node can serve an older state any more.
+
+        It does so within a standing period even when nodes are silent, unless most of them are: then it goes on waiting for
+        a majority, and the caller's own deadline decides.
+        """
+        return Deferred.fromCoroutine(self._spread(position, facts))
+
+    async def _spread(self, position: Position, facts: tuple[Fact, ...]) -> None:
+        began = self._clock.seconds()
+        acknowledged: set[str] = set()
+        enough: Deferred[None] = Deferred()
+        patience_s = FRESH_INTERVALS * self._roster.settings.heartbeat_interval_s
+
+        def look() -> None:
+            if not enough.called and spread_enough(
+                acknowledged,
+                self._roster.running,
+                self._roster.nodes,
+                waited_s=self._clock.seconds() - began,
+                interval_s=self._roster.settings.heartbeat_interval_s,
+            ):
+                enough.callback(None)
+
+        async def tell(name: str) -> None:
+            while name in self._roster.servers:
+                try:
+                    await self._ask(name, Announce(position=position, facts=facts), patience_s)
+                except (DeadlineExceeded, PeerUnreachable, Refusal):
+                    await _pause(self._clock, self._roster.settings.heartbeat_interval_s / 5)
+                    look()
+                    continue
+                acknowledged.add(name)
+                look()
+                return
+
+        async def here() -> None:
+            await self._here(position, facts)
+            acknowledged.add(self._name)
+            look()
+
+        telling = [Deferred.fromCoroutine(here())]
+        telling += [Deferred.fromCoroutine(tell(name)) for name in self._roster.nodes if name != self._name]
+        for one in telling:
+            one.addErrback(self._report)
+        timer = self._clock.callLater(patience_s, look)
+        look()
+        try:
+            await enough
+        finally:
+            if timer.active():
+                timer.cancel()
+            for one in telling:
+                one.cancel()
+
+    def _report(self, failure: Any) -> None:
+        if not failure.check(CancelledError):
+            self._log.failure("an announcement failed", failure)
+
+
+def _pause(clock: IReactorTime, seconds: float) -> Deferred[None]:
+    waiting: Deferred[None] = Deferred(lambda _: timer.cancel())
+    timer = clock.callLater(seconds, waiting.callback, None)
+    return waiting
