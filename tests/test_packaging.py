@@ -66,6 +66,7 @@ def place(tmp_path: Path) -> Place:
     python = tmp_path / "env/bin/python"
     site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip())
     borrowed = dict.fromkeys([sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
+    # (pip does see it, and must be told to --ignore-installed: it would find the work done, or undo it over there.)
     # A path named by a .pth is not searched for .pth files, so an editable SecuriFile over there does not come along.
     (site / "borrowed.pth").write_text("".join(f"{path}\n" for path in borrowed), encoding="utf-8")
     return Place(checkout=checkout, python=python)
@@ -94,13 +95,13 @@ def test_twistd_finds_the_servers_of_a_wheel(place: Place) -> None:
     assert {name for name in names if name.startswith("twisted/")} == {f"twisted/plugins/securifile_{server}.py" for server in SERVERS}
     ours = {str(path.relative_to(ROOT)) for path in (ROOT / "securifile").rglob("*.py")}
     assert ours <= names
-    place.pip("install", "--no-deps", "--no-index", wheel)
+    place.pip("install", "--ignore-installed", "--no-deps", "--no-index", wheel)
     assert str(place.checkout) not in place.import_and_print("import securifile; print(securifile.__file__)")
     assert_twistd_knows_both(place)
 
 
 def test_twistd_finds_the_servers_of_a_checkout(place: Place) -> None:
     """An editable install puts the checkout itself on the path, where twistd sees the plugins."""
-    place.pip("install", "--no-deps", "--no-index", "--no-build-isolation", "--editable", place.checkout)
+    place.pip("install", "--ignore-installed", "--no-deps", "--no-index", "--no-build-isolation", "--editable", place.checkout)
     assert place.import_and_print("import securifile; print(securifile.__file__)") == str(place.checkout / "securifile/__init__.py")
     assert_twistd_knows_both(place)
