@@ -71,7 +71,8 @@ def standing(
     if not has_admin and supported * 2 <= nodes and not alone_allowed:
         return Standing(
             serves=False,
-            reason=f"no admin server and only {supported} of {nodes} nodes (this one included) have answered lately; this node may be cut off",
+            reason=f"no admin server and only {supported} of {nodes} nodes (this one included) have answered lately: "
+            "this node may be cut off",
         )
     if known < heard:
         return Standing(serves=False, reason=f"this node knows the catalogue up to {known} and has heard of {heard}", behind=True)
