@@ -23,9 +23,9 @@ test: $(VENV)/.installed-to-develop  ## all tests; ARGS="tests/http -x" for some
 	@$(PYTHON) -m pytest $(ARGS)
 
 lint: $(VENV)/.installed-to-develop  ## style and types
-	$(PYTHON) -m ruff check .
-	$(PYTHON) -m ruff format --check .
-	$(PYTHON) -m mypy
+	@# All three, even when the first finds something.
+	@status=0; for tool in "ruff check ." "ruff format --check ." mypy; do \
+		echo "$$tool"; $(PYTHON) -m $$tool || status=1; done; exit $$status
 
 format: $(VENV)/.installed-to-develop  ## put the style right where a program can
 	$(PYTHON) -m ruff check --fix .
