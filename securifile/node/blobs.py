@@ -32,7 +32,7 @@ from securifile.model.errors import BlobExists, CorruptBlock, StreamBroken
 from securifile.model.ids import AttemptId, EntryId, Position
 from securifile.model.interfaces import IBlobReader, IBlobStore, IBlobWriter, IByteSource, IWorker
 from securifile.node.blob_folder import BlobFolder, Recovery
-from securifile.node.files import Files
+from securifile.node.files import OS_FILES, Files
 from securifile.node.sidecars import BLOCK_BYTES, BlockChecksums, SidecarFile
 
 T = TypeVar("T")
@@ -58,7 +58,13 @@ class DiskBlobs:
     """The blobs in one directory. `recover` comes first; no two processes may have the same directory."""
 
     def __init__(
-        self, *, directory: str, worker: IWorker, clock: IReactorTime, files: Files, reserve_bytes: int = RESERVE_BYTES
+        self,
+        *,
+        directory: str,
+        worker: IWorker,
+        clock: IReactorTime,
+        files: Files = OS_FILES,
+        reserve_bytes: int = RESERVE_BYTES,
     ) -> None:
         self._folder = BlobFolder(directory, files, reserve_bytes)
         self._worker = worker

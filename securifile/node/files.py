@@ -129,3 +129,7 @@ class OsFiles:
         """See `Files`."""
         numbers = os.statvfs(directory)
         return numbers.f_bavail * numbers.f_frsize
+
+
+OS_FILES = OsFiles()
+"""They have no state: one is enough."""

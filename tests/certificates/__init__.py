@@ -1,0 +1,1 @@
+"""Tests of names, authorities, identities and join tokens."""
