@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -128,4 +128,6 @@ def _staying(database: object) -> Iterator[None]:
         yield
     finally:
         stay.over = True
-        _stays.reset(token)
+        # A coroutine that is thrown away unfinished is closed in another context, where there is nothing to put back.
+        with suppress(ValueError):
+            _stays.reset(token)
