@@ -41,7 +41,7 @@ def curl_lines(*, ca_file: str | None, urls: Sequence[str], password: str) -> li
                 f"NODE={urls[0]}",
                 f"""TOKEN=$(curl -sS{trust} -d '{{"username": "alice", "password": "{password}"}}' $NODE/api/v1/sessions -L |""",
                 """        sed -n 's/.*"token": *"\\([^"]*\\)".*/\\1/p')""",
-                f"""api() {{ curl -sSfL{trust} -H "Authorization: Bearer $TOKEN" "$@"; }}""",
+                f"""api() {{ curl -sSL --fail-with-body{trust} -H "Authorization: Bearer $TOKEN" "$@"; }}""",
             ),
         ),
         Lines(

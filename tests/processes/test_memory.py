@@ -1,0 +1,56 @@
+"""Memory is constant whatever the size of a file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from securifile.local.cluster import LocalCluster
+from securifile.local.processes import ServerProcess
+from tests.processes.actions import MIB, blocks, files, noise, put
+
+SIZE = int(os.environ.get("SECURIFILE_BIG_MIB", "2048")) * MIB
+GROWTH_MAX = 32 * MIB
+
+
+def peak(server: ServerProcess) -> int:
+    """The most resident memory since `forget_peak` (proc(5): VmHWM), in bytes."""
+    status = Path(f"/proc/{server.pid}/status").read_text()
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
+
+
+def forget_peak(server: ServerProcess) -> None:
+    """Let the peak be what it is now (proc(5): 5 to clear_refs)."""
+    Path(f"/proc/{server.pid}/clear_refs").write_text("5")
+
+
+@pytest.mark.timeout(300)
+def test_a_big_file_needs_no_more_memory_than_a_small_one(cluster_of: Callable[..., LocalCluster]) -> None:
+    """No node's resident memory grows by 32 MiB while 2 GiB go up to three of them, and down again from each."""
+    cluster = cluster_of(nodes=3, replicas=2)
+    for node in cluster.nodes:  # what is allocated once: connections, threads, buffers
+        put(cluster.http(node, "alice"), f"alice/warm-{node}", noise(16 * MIB)).must(201)
+        for other in cluster.nodes:
+            cluster.http(other, "alice").request("GET", files(f"alice/warm-{node}?relay=1"), into=len).must(200)
+    before = {name: server.resident_bytes() for name, server in cluster.nodes.items()}
+    for server in cluster.nodes.values():
+        forget_peak(server)
+    sent, received = hashlib.sha256(), hashlib.sha256()
+
+    def body() -> Iterator[bytes]:
+        for block in blocks(SIZE):
+            sent.update(block)
+            yield block
+
+    uploaded = cluster.http("node1", "alice", timeout_s=120).request("PUT", files("alice/big.bin"), body(), length=SIZE).must(201).json()
+    assert uploaded["digest"] == sent.hexdigest()
+    assert uploaded["copies"]["durable"] == 3
+    cluster.http("node2", "alice", timeout_s=60).request("GET", files("alice/big.bin?relay=1"), into=received.update).must(200)
+    assert received.hexdigest() == sent.hexdigest()
+    growth = {name: peak(server) - before[name] for name, server in cluster.nodes.items()}
+    print({name: f"{bytes_ / MIB:.1f} MiB" for name, bytes_ in growth.items()})
+    assert max(growth.values()) < GROWTH_MAX, growth
