@@ -158,7 +158,7 @@ class Files:
                 "person": asked.person,
                 "key": asked.key,
                 "request": asked.request,
-                "answer": encode_value(answer),
+                "answer": encode_value(m.Committed, answer),
                 "at": version.committed_at,
             },
         )

@@ -122,7 +122,7 @@ class Ledger:
                 {
                     "epoch": position.epoch,
                     "revision": position.revision,
-                    "body": encode_value(Change(revision=position.revision, facts=decision.facts)),
+                    "body": encode_value(Change, Change(revision=position.revision, facts=decision.facts)),
                 },
             )
             return Entered(position=position, facts=decision.facts, answer=decision.answer)

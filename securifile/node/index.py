@@ -1,12 +1,14 @@
 """The index: a node's own copy of what it needs of the catalogue to serve people without asking.
 
-Only the feed moves the watermark (`position`), in the same SQLite transaction as the changes it brings. An announcement
-from a peer may come before the feed; it then changes its own rows only, if it is newer, and leaves a *stamp* so that
-the feed, arriving later with older states of the same thing, does not undo it.
+The watermark (`position`) moves in the same SQLite transaction as the changes that move it, in order and without a gap. An
+announcement from a peer is one change of the feed that comes by itself. If it is the next one it is applied as such; if
+something between is still missing, it is kept for its turn, and what stands by itself in it is applied at once and *stamped*,
+so that older states of the same thing, which the feed has yet to bring, do not undo it.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -23,13 +25,20 @@ from securifile.sql.tables import FACT_TABLE_NAMES, FACT_TABLES, spelled
 OWN_TABLES = (
     "CREATE TABLE watermark (one BIGINT PRIMARY KEY CHECK (one = 1), epoch BIGINT NOT NULL, revision BIGINT NOT NULL)",
     "INSERT INTO watermark (one, epoch, revision) VALUES (1, 0, 0)",
-    "CREATE TABLE stamps (kind TEXT NOT NULL, thing BLOB NOT NULL, epoch BIGINT NOT NULL, revision BIGINT NOT NULL, PRIMARY KEY (kind, thing))",
+    "CREATE TABLE stamps (kind TEXT NOT NULL, thing BLOB NOT NULL,"
+    " epoch BIGINT NOT NULL, revision BIGINT NOT NULL, PRIMARY KEY (kind, thing))",
     # Blobs on this node's disk that the catalogue no longer names as current, and since when (wall clock).
     "CREATE TABLE superseded (attempt BLOB PRIMARY KEY, file BLOB NOT NULL, since REAL NOT NULL)",
 )
 
 SCHEMA = 1
 """Kept in SQLite's `user_version`; an index of another schema is thrown away and fed anew."""
+
+AHEAD_MAX = 1000
+"""Announced changes kept for their turn; more are left to the feed."""
+
+RECENT_MAX = 1000
+"""Changes kept in memory for peers that missed them while no admin server answers."""
 
 Listener = Callable[[f.Fact], None]
 
@@ -70,6 +79,8 @@ class Index:
         self._wall = wall
         self._listeners: list[Listener] = []
         self._waiting: list[tuple[Position, Deferred[None]]] = []
+        self._ahead: dict[int, f.Change] = {}
+        self._recent: deque[f.Change] = deque(maxlen=RECENT_MAX)
         self.position = BEGINNING
 
     @property
@@ -129,17 +140,31 @@ class Index:
             return applied
 
         applied = await self._database.transact("apply changes", write)
+        self._recent.extend(fresh)
         self._moved(reached, applied)
 
     async def announced(self, position: Position, facts: tuple[f.Fact, ...]) -> bool:
         """Take what a peer says was committed at `position`; whether the index has it now.
 
-        What the feed brought already is there; what stands by itself is applied at once; anything else has to wait for
-        the feed (`reached`).
+        If not, it will when the feed has brought what lies between (`reached`).
         """
         if position <= self.position:
             return True
-        if position.epoch != self.position.epoch or not all(_may_overtake(fact) for fact in facts):
+        if position.epoch != self.position.epoch:
+            return False
+        if len(self._ahead) < AHEAD_MAX:
+            self._ahead[position.revision] = f.Change(revision=position.revision, facts=facts)
+        await self._take_turns()
+        return position <= self.position or await self._overtake(position, facts)
+
+    async def _take_turns(self) -> None:
+        """Apply the announced changes whose turn it is."""
+        while (following := self._ahead.pop(self.position.revision + 1, None)) is not None:
+            await self.apply_changes(self.position.epoch, [following])
+
+    async def _overtake(self, position: Position, facts: tuple[f.Fact, ...]) -> bool:
+        """Apply an announced change before its turn, if all of it can be."""
+        if not all(_may_overtake(fact) for fact in facts):
             return False
         if any([isinstance(fact, f.File) and await self._place_taken(fact) for fact in facts]):
             return False
@@ -162,6 +187,13 @@ class Index:
         for fact in await self._database.transact("apply an announcement", write):
             self._tell(fact)
         return True
+
+    def recent_after(self, position: Position) -> tuple[f.Change, ...]:
+        """The changes after `position`, for a peer that missed them; empty when they are not at hand without a gap."""
+        if position.epoch != self.position.epoch:
+            return ()
+        after = tuple(change for change in self._recent if change.revision > position.revision)
+        return after if after and after[0].revision == position.revision + 1 else ()
 
     def reached(self, position: Position) -> Deferred[None]:
         """Fires when the watermark is at or after `position`. May be cancelled."""
@@ -187,6 +219,8 @@ class Index:
             await sql.execute("UPDATE watermark SET epoch = :epoch, revision = :revision", attrs.asdict(position))
 
         await self._database.transact("take a snapshot", write)
+        self._recent.clear()
+        self._ahead.clear()
         self._moved(position, every)
 
     async def _place_taken(self, fact: f.File) -> bool:
@@ -212,6 +246,7 @@ class Index:
 
     def _moved(self, position: Position, facts: Iterable[f.Fact]) -> None:
         self.position = position
+        self._ahead = {revision: change for revision, change in self._ahead.items() if revision > position.revision}
         for fact in facts:
             self._tell(fact)
         due = [waiting for at, waiting in self._waiting if at <= position]

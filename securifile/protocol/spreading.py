@@ -7,6 +7,7 @@ from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from securifile.model.errors import DeadlineExceeded, PeerUnreachable, Refusal
@@ -72,7 +73,7 @@ class Spreading:
                 try:
                     await self._ask(name, Announce(position=position, facts=facts), patience_s)
                 except (DeadlineExceeded, PeerUnreachable, Refusal):
-                    await _pause(self._clock, self._roster.settings.heartbeat_interval_s / 5)
+                    await deferLater(self._clock, self._roster.settings.heartbeat_interval_s / 5)
                     look()
                     continue
                 acknowledged.add(name)
@@ -101,9 +102,3 @@ class Spreading:
     def _report(self, failure: Any) -> None:
         if not failure.check(CancelledError):
             self._log.failure("an announcement failed", failure)
-
-
-def _pause(clock: IReactorTime, seconds: float) -> Deferred[None]:
-    waiting: Deferred[None] = Deferred(lambda _: timer.cancel())
-    timer = clock.callLater(seconds, waiting.callback, None)
-    return waiting

@@ -1,0 +1,51 @@
+"""What the routes that both kinds of server have need from the server they run on."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, TypeVar
+
+from securifile.model.roster import Roster
+from securifile.protocol import messages as m
+
+T = TypeVar("T")
+
+
+class Backend(Protocol):
+    """A server as the routes see it: a node answers from its index and acts through an admin server; an admin server does both itself."""
+
+    name: str
+    roster: Roster
+    wall: Callable[[], float]
+    audit: Any
+    """An `IAuditLog`."""
+
+    async def admit(self) -> None:
+        """Return when this server may serve people now. Raises `Refusal` NOT_RUNNING."""
+
+    async def reached(self, position: Any) -> None:
+        """Return when questions are answered at or after `position`; at once where that is always so."""
+
+    async def read(self, work: Callable[[Any], Awaitable[T]]) -> T:
+        """Ask questions (`securifile.sql.directory`): runs `work(sql)`."""
+
+    async def act(self, asked: m.MakeFolder | m.Delete | m.Move | m.SetGrant) -> m.Acted:
+        """Do something for a person; returns when no node serves the state before any more. Raises `Refusal`."""
+
+    async def sign_in(self, asked: m.SignIn) -> m.SignedIn:
+        """Begin a session, known everywhere when this returns. Raises `Refusal`."""
+
+    async def sign_out(self, asked: m.SignOut) -> m.Acted:
+        """End a session, everywhere when this returns."""
+
+    async def check_password(self, asked: m.CheckPassword) -> m.PasswordChecked:
+        """Raises `Refusal` unless name and password fit."""
+
+    def new_id(self) -> bytes:
+        """16 random bytes."""
+
+    def is_available(self, name: str) -> bool:
+        """Whether people can be sent to that node now."""
+
+    def lock_holder(self, key: bytes) -> tuple[str, str, float] | None:
+        """(person, node, seconds left) of whoever is modifying the file, as far as this server knows."""

@@ -1,0 +1,154 @@
+"""What a node does for people by asking an admin server, and how it shows itself to the routes."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+
+from securifile.model.errors import Code, DeadlineExceeded, OutcomeUnknown, PeerUnreachable, Refusal
+from securifile.model.facts import Fact
+from securifile.model.ids import Position
+from securifile.node.cluster import Cluster
+from securifile.node.index import Index
+from securifile.protocol import messages as m
+
+T = TypeVar("T")
+
+ACT_S = 10.0
+"""How long the catalogue may take: far longer than a transaction, shorter than a person's patience."""
+
+SPREAD_S = 15.0
+"""How long a commit may take to spread before the answer is `outcome-unknown`."""
+
+ADMIN_AGAIN_S = 2.0
+"""An admin server, or its database, is back within seconds."""
+
+
+def no_catalogue() -> Refusal:
+    """The refusal while no admin server answers."""
+    return Refusal(
+        Code.CATALOGUE_UNAVAILABLE, "No admin server answers, so nothing can be changed now. Reading goes on. Try again.", retry_after_s=ADMIN_AGAIN_S
+    )
+
+
+class Acting:
+    """The `Backend` of a node."""
+
+    def __init__(
+        self, *, clock: IReactorTime, wall: Callable[[], float], name: str, cluster: Cluster, index: Index, audit: Any, random: Callable[[int], bytes]
+    ) -> None:
+        self._clock = clock
+        self._cluster = cluster
+        self._index = index
+        self._random = random
+        self.name = name
+        self.wall = wall
+        self.audit = audit
+        self.roster = cluster.roster
+
+    async def admit(self) -> None:
+        """See `Backend`."""
+        await self._cluster.admit()
+
+    async def reached(self, position: Position) -> None:
+        """See `Backend`; waits as long as a request may."""
+        if self._index.position < position:
+            self._cluster.heartbeats.hear(position)
+            await self._cluster.admit()
+
+    async def read(self, work: Callable[[Any], Awaitable[T]]) -> T:
+        """See `Backend`."""
+        return await work(self._index.sql)
+
+    def has_catalogue(self) -> bool:
+        """Whether an admin server is connected: writes are refused early when none is."""
+        return any(link is not None and link.connected for link in map(self._cluster.link, self._cluster.admins))
+
+    async def ask_admin(self, message: Any, timeout_s: float = ACT_S) -> Any:
+        """Ask the admin server that answers best.
+
+        Raises:
+            Refusal: certainly not done; CATALOGUE_UNAVAILABLE when there is nobody to ask.
+            OutcomeUnknown: the answer was lost.
+        """
+        for name in self._cluster.admins:
+            link = self._cluster.link(name)
+            if link is None or not link.connected:
+                continue
+            try:
+                return await link.ask(message, timeout_s)
+            except (DeadlineExceeded, PeerUnreachable) as error:
+                raise OutcomeUnknown(f"the answer of {name} was lost: {error}") from error
+        raise no_catalogue()
+
+    async def act(self, asked: m.MakeFolder | m.Delete | m.Move | m.SetGrant) -> m.Acted:
+        """See `Backend`."""
+        acted: m.Acted = await self.ask_admin(asked)
+        await self.spread(acted.position, acted.facts)
+        return acted
+
+    async def sign_in(self, asked: m.SignIn) -> m.SignedIn:
+        """See `Backend`."""
+        signed: m.SignedIn = await self.ask_admin(asked)
+        await self.spread(signed.position, signed.facts)
+        return signed
+
+    async def sign_out(self, asked: m.SignOut) -> m.Acted:
+        """See `Backend`."""
+        acted: m.Acted = await self.ask_admin(asked)
+        await self.spread(acted.position, acted.facts)
+        return acted
+
+    async def check_password(self, asked: m.CheckPassword) -> m.PasswordChecked:
+        """See `Backend`."""
+        checked: m.PasswordChecked = await self.ask_admin(asked)
+        return checked
+
+    async def spread(self, position: Position, facts: tuple[Fact, ...]) -> None:
+        """Return when no node serves the state before this commit. Raises `OutcomeUnknown` when that takes too long."""
+        if not facts:
+            return
+        spreading = self._cluster.spreading.spread(position, facts)
+        late = Late(self._clock, SPREAD_S, spreading)
+        try:
+            await spreading
+        except BaseException:
+            if late.over:
+                raise OutcomeUnknown("the change was made, and too few nodes have confirmed that they know of it") from None
+            raise
+        finally:
+            late.stop()
+
+    def new_id(self) -> bytes:
+        """See `Backend`."""
+        return self._random(16)
+
+    def is_available(self, name: str) -> bool:
+        """See `Backend`."""
+        return self._cluster.is_available(name)
+
+    def lock_holder(self, key: bytes) -> tuple[str, str, float] | None:
+        """See `Backend`."""
+        held = self._cluster.granter.holder(key)
+        return None if held is None else (held[0].person, held[0].node, held[1])
+
+
+class Late:
+    """Cancels a Deferred when it takes too long, and remembers that it did."""
+
+    def __init__(self, clock: IReactorTime, seconds: float, waited: Deferred[Any]) -> None:
+        self.over = False
+        self._waited = waited
+        self._timer = clock.callLater(seconds, self._end)
+
+    def _end(self) -> None:
+        self.over = True
+        self._waited.cancel()
+
+    def stop(self) -> None:
+        """The time does not matter any more."""
+        if self._timer.active():
+            self._timer.cancel()

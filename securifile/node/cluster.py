@@ -1,0 +1,337 @@
+"""The core of a node: its connections to every other server, its standing, and what it answers to its peers.
+
+One control connection goes out to each other server and one comes in from each other node. Heartbeats, leases,
+announcements and the feed run on them; blobs never do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from securifile.model.errors import Code, DeadlineExceeded, PeerUnreachable, Refusal
+from securifile.model.facts import Fact, Server, ServerGone, Settings
+from securifile.model.ids import Position
+from securifile.model.records import AuditRecord
+from securifile.model.roster import Roster
+from securifile.model.servers import HostPort, ServerKind, Status
+from securifile.model.standing import Standing, standing
+from securifile.node.index import Index
+from securifile.node.locks import Granter, Locks
+from securifile.protocol import messages as m
+from securifile.protocol.connection import PeerIdentity
+from securifile.protocol.heartbeats import Heartbeats
+from securifile.protocol.rpc import Handlers, Link, Peer
+from securifile.protocol.spreading import Spreading
+from securifile.sql import directory
+
+BEHIND_S = 2.0
+"""How long a request waits for the index to catch up before it is refused: the feed is milliseconds behind, or broken."""
+
+MISSED_MAX = 100
+"""Changes passed on to a peer at once: a message of moderate size; it asks again."""
+
+MakeLink = Callable[[Server, Handlers], Link]
+
+
+class Cluster:
+    """A node's view of the cluster, and the cluster's view of the node."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        *,
+        clock: IReactorTime,
+        wall: Callable[[], float],
+        name: str,
+        index: Index,
+        space: Callable[[], Deferred[Any]],
+        make_link: MakeLink,
+        audit: Any,
+        audit_kept: Callable[[str, int], None],
+        more_handlers: Handlers,
+    ) -> None:
+        self._clock = clock
+        self._wall = wall
+        self._name = name
+        self._index = index
+        self._space = space
+        self._make_link = make_link
+        self._audit = audit
+        self._audit_kept = audit_kept
+        self._more_handlers = more_handlers
+        self._links: dict[str, Link] = {}
+        self._used_bytes = 0
+        self._available_bytes = 0
+        self._room: dict[str, int] = {}
+        self._measuring: Deferred[None] = succeed(None)
+        self._asking: Deferred[None] = succeed(None)
+        self._refusing: str | None = "starting"
+        self.roster = Roster()
+        self.granter = Granter(clock)
+        self.heartbeats = Heartbeats(
+            clock=clock,
+            roster=self.roster,
+            subjects=lambda: self._links,
+            ask=self.ask,
+            compose=self._compose,
+            judged=self._judged,
+        )
+        self.locks = Locks(
+            clock=clock, roster=self.roster, name=name, granter=self.granter, ask=self.ask, is_doubtful=self.heartbeats.is_doubtful
+        )
+        self.spreading = Spreading(clock=clock, roster=self.roster, name=name, ask=self.ask, here=self._here)
+        index.listen(self._learn)
+
+    # --- life ---
+
+    async def start(self) -> None:
+        """Connect to every server that the index knows, and begin with heartbeats."""
+        self.roster.replace(await directory.servers(self._index.sql), await directory.settings(self._index.sql))
+        for server in self.roster.servers.values():
+            self._connect(server)
+        self._refusing = None
+        self.heartbeats.start()
+
+    async def stop(self) -> None:
+        """Serve nobody any more, and close the connections."""
+        self._refusing = "stopping"
+        self.heartbeats.stop()
+        links, self._links = self._links, {}
+        self._measuring.cancel()
+        self._asking.cancel()
+        for link in links.values():
+            await link.stop()
+
+    def introduce(self, servers: list[Server], settings: Settings | None) -> None:
+        """Know servers before the first feed has come: the admin servers that enrolment named."""
+        for server in servers:
+            if server.name not in self.roster.servers:
+                self._learn(server)
+        if settings is not None and self.roster.cluster is None:
+            self.roster.learn(settings)
+
+    # --- asking others ---
+
+    def ask(self, name: str, message: Any, timeout_s: float) -> Deferred[Any]:
+        """Ask another server on its control connection. Raises `PeerUnreachable` when there is none."""
+        link = self._links.get(name)
+        if link is None:
+            gone: Deferred[Any] = Deferred()
+            gone.errback(PeerUnreachable(f"{name} is not a member of this cluster"))
+            return gone
+        return link.ask(message, timeout_s)
+
+    def link(self, name: str) -> Link | None:
+        """The link to another server."""
+        return self._links.get(name)
+
+    @property
+    def admins(self) -> list[str]:
+        """The admin servers, those that answer first."""
+        names = [server.name for server in self.roster.of_kind(ServerKind.ADMIN)]
+        return sorted(names, key=lambda name: (self.heartbeats.is_doubtful(name) or not self._connected(name), name))
+
+    def _connected(self, name: str) -> bool:
+        link = self._links.get(name)
+        return link is not None and link.connected
+
+    # --- what this node thinks of the others ---
+
+    def is_available(self, name: str) -> bool:
+        """Whether people can be sent to a node: running, and without an overdue heartbeat."""
+        if name == self._name:
+            return True
+        return self.roster.is_running(name) and not self.heartbeats.is_doubtful(name)
+
+    @property
+    def room(self) -> dict[str, int]:
+        """Available bytes of each other node that could take a replica now."""
+        return {name: self._room.get(name, 0) for name in self.roster.running if name != self._name and self.is_available(name)}
+
+    # --- what the others think of this node ---
+
+    def standing(self) -> Standing:
+        """This node's right to serve people now."""
+        if self._refusing is not None:
+            return Standing(serves=False, reason=f"this node is {self._refusing}")
+        own = self.roster.servers.get(self._name)
+        if own is None:
+            return Standing(serves=False, reason="this node is not a member of the cluster (yet)")
+        if own.status is not Status.RUNNING:
+            return Standing(serves=False, reason=f"the cluster holds this node for {own.status}")
+        settings = self.roster.settings
+        return standing(
+            self._clock.seconds(),
+            self.heartbeats.acknowledgements,
+            nodes=len(self.roster.nodes),
+            interval_s=settings.heartbeat_interval_s,
+            serve_alone=settings.serve_alone,
+            known=self._index.position,
+            heard=self.heartbeats.heard,
+        )
+
+    async def admit(self) -> None:
+        """Return when this node may serve a person; wait a moment if it only has to catch up.
+
+        Raises:
+            Refusal: NOT_RUNNING, with the reason.
+        """
+        judged = self.standing()
+        if judged.serves:
+            return
+        if judged.behind:
+            waiting = self._index.reached(self.heartbeats.heard)
+            timer = self._clock.callLater(BEHIND_S, waiting.cancel)
+            try:
+                await waiting
+                judged = self.standing()
+            except CancelledError:
+                pass
+            finally:
+                if timer.active():
+                    timer.cancel()
+        if not judged.serves:
+            raise Refusal(
+                Code.NOT_RUNNING,
+                f"Node {self._name} serves nobody now: {judged.reason}. Use another server.",
+                retry_after_s=1.0,
+                servers=[server.url for server in self.roster.of_kind(ServerKind.NODE) if self.is_available(server.name)],
+            )
+
+    # --- answering peers ---
+
+    @property
+    def handlers(self) -> Handlers:
+        """What this node answers on control connections, whoever made them."""
+        return {
+            m.Heartbeat: self._heartbeat,
+            m.LeaseAsk: self._lease,
+            m.LeaseRelease: self._release,
+            m.Announce: self._announce,
+            m.AuditKept: self._kept,
+            m.MissedAsk: self._missed,
+            **self._more_handlers,
+        }
+
+    async def _heartbeat(self, peer: Peer, message: m.Heartbeat) -> m.HeartbeatAnswer:
+        self.heartbeats.hear(message.position)
+        self._room[peer.identity.name] = message.available_bytes
+        link = self._links.get(peer.identity.name)
+        if link is not None and not link.connected:
+            link.hurry()
+        return m.HeartbeatAnswer(position=self._index.position, held_for=self.heartbeats.status_of(peer.identity.name))
+
+    async def _lease(self, peer: Peer, message: m.LeaseAsk) -> m.LeaseAnswer:
+        return self.granter.ask(message, peer.identity.name)
+
+    async def _release(self, peer: Peer, message: m.LeaseRelease) -> m.Done:
+        self.granter.release(message.key, message.attempt)
+        return m.Done()
+
+    async def _announce(self, peer: Peer, message: m.Announce) -> m.Done:
+        await self._take_in(message.position, message.facts)
+        return m.Done()
+
+    async def _kept(self, peer: Peer, message: m.AuditKept) -> m.Done:
+        self._audit_kept(message.boot, message.number)
+        return m.Done()
+
+    async def _missed(self, peer: Peer, message: m.MissedAsk) -> m.Changes:
+        return m.Changes(epoch=self._index.position.epoch, changes=self._index.recent_after(message.position)[:MISSED_MAX])
+
+    async def _take_in(self, position: Position, facts: tuple[Fact, ...]) -> None:
+        self.heartbeats.hear(position)
+        if not await self._index.announced(position, facts):
+            await self._index.reached(position)
+
+    def _here(self, position: Position, facts: tuple[Fact, ...]) -> Deferred[None]:
+        return Deferred.fromCoroutine(self._take_in(position, facts))
+
+    # --- learning ---
+
+    def _learn(self, fact: Fact) -> None:
+        before = self.roster.servers.get(self._name)
+        self.roster.learn(fact)
+        match fact:
+            case Server():
+                self._connect(fact)
+                if fact.name == self._name and (before is None or before.status is not fact.status):
+                    self._log.info("the cluster holds this node for {status}", status=fact.status)
+            case ServerGone():
+                link = self._links.pop(fact.name, None)
+                if link is not None:
+                    link.stop()
+
+    def _connect(self, server: Server) -> None:
+        if server.name == self._name:
+            return
+        link = self._links.get(server.name)
+        if link is None:
+            self._links[server.name] = link = self._make_link(server, self.handlers)
+            link.start()
+        else:
+            link.move(HostPort.parse(server.protocol_address))
+
+    def _compose(self) -> m.Heartbeat:
+        if self._measuring.called:
+            self._measuring = Deferred.fromCoroutine(self._measure())
+            self._measuring.addErrback(self._not_measured)
+        if self._asking.called and self._index.position < self.heartbeats.heard:
+            self._asking = Deferred.fromCoroutine(self._ask_peers())
+            self._asking.addErrback(self._not_caught_up)
+        self.granter.expire()
+        return m.Heartbeat(
+            position=self._index.position,
+            used_bytes=self._used_bytes,
+            available_bytes=self._available_bytes,
+            judgements=self.heartbeats.judgements,
+        )
+
+    async def _ask_peers(self) -> None:
+        """Behind for a whole heartbeat: the feed is slow or cut, and a peer may pass it on."""
+        for name in self.roster.nodes:
+            if name == self._name or not self._connected(name):
+                continue
+            try:
+                missed: m.Changes = await self.ask(name, m.MissedAsk(position=self._index.position), BEHIND_S)
+                if missed.changes:
+                    await self._index.apply_changes(missed.epoch, missed.changes)
+            except (DeadlineExceeded, PeerUnreachable, Refusal, ValueError):
+                continue
+            if self._index.position >= self.heartbeats.heard:
+                return
+
+    def _not_caught_up(self, failure: Any) -> None:
+        if not failure.check(CancelledError):
+            self._log.failure("catching up from peers failed", failure)
+
+    async def _measure(self) -> None:
+        space = await self._space()
+        self._used_bytes, self._available_bytes = space.used_bytes, space.available_bytes
+
+    def _not_measured(self, failure: Any) -> None:
+        if not failure.check(CancelledError):
+            self._log.failure("the disk's space could not be measured", failure)
+
+    def _judged(self, name: str, before: Status, after: Status) -> None:
+        self._audit.note(
+            AuditRecord(at=self._wall(), server=self._name, event="judgement", peer=name, detail=f"{before} -> {after}")
+        )
+
+    def identity_of(self, name: str) -> tuple[HostPort, PeerIdentity]:
+        """Where a server is and who must be there, for bulk connections. Raises `PeerUnreachable`."""
+        server = self.roster.servers.get(name)
+        if server is None or self.roster.cluster is None:
+            raise PeerUnreachable(f"{name} is not a member of this cluster")
+        return HostPort.parse(server.protocol_address), PeerIdentity(self.roster.cluster, server.kind, server.name)
+
+    def is_member(self, identity: PeerIdentity) -> bool:
+        """Whether a peer that connects is a member of this cluster now."""
+        server = self.roster.servers.get(identity.name)
+        return server is not None and server.kind is identity.kind and identity.cluster == self.roster.cluster

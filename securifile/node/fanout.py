@@ -1,0 +1,175 @@
+"""One upload's bytes, to this node's disk and to the replicas at the same time.
+
+The body streams once. A replica that refuses, breaks or is not available any more is let go; another takes
+its place at the end, from what this node has on its disk. A hanging replica holds the upload up only until the failure
+detector doubts it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import attrs
+from twisted.internet.defer import CancelledError, Deferred, DeferredList
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from securifile.model.entries import BlobSummary, Copy
+from securifile.model.errors import DeadlineExceeded, PeerUnreachable, Refusal, StreamBroken
+from securifile.protocol.bulk import BulkPool, OutgoingTransfer
+from securifile.protocol.messages import BlobStored, StoreBlob
+
+T = TypeVar("T")
+
+FINISH_S = 60.0
+"""How long a replica may take to fsync: a slow disk with a gigabyte in its cache."""
+
+LOOK_S = 0.1
+"""How often a waiting transfer looks whether its replica is still available."""
+
+LOST = (Refusal, StreamBroken, PeerUnreachable, DeadlineExceeded)
+"""How a replica can fail."""
+
+
+@attrs.define(kw_only=True)
+class _Leg:
+    """One replica of the upload."""
+
+    node: str
+    transfer: OutgoingTransfer | None = None
+    lost: bool = False
+
+
+class Fanout:
+    """The replicas of one upload."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        *,
+        clock: IReactorTime,
+        pool: BulkPool,
+        is_available: Callable[[str], bool],
+        request: StoreBlob,
+        writer: Any,
+        replacement: Callable[[Sequence[str]], str | None],
+    ) -> None:
+        """Args:
+        writer: this node's own `IBlobWriter` of the same blob.
+        replacement: another node for a replica, none of those given; None when there is none.
+        """
+        self._clock = clock
+        self._pool = pool
+        self._is_available = is_available
+        self._request = request
+        self._writer = writer
+        self._replacement = replacement
+        self._legs: list[_Leg] = []
+
+    async def begin(self, nodes: Sequence[str]) -> None:
+        """Connect to the replicas, in order of priority. One that cannot be reached is replaced at the end."""
+        self._legs = [_Leg(node=node) for node in nodes]
+        await self._each(self._open)
+
+    async def write(self, data: bytes) -> None:
+        """Send a chunk everywhere; returns when everybody wants more."""
+        await self._writer.write(data)
+        await self._each(lambda leg: self._send(leg, data))
+
+    async def finish(self, summary: BlobSummary) -> tuple[Copy, ...]:
+        """The replicas, in order of priority, durable where they said so; the lost ones replaced as far as possible.
+
+        Args:
+            summary: what this node's own copy turned out to be; a replica that computed another digest does not count.
+        """
+        await self._each(lambda leg: self._complete(leg, summary))
+        for leg in self._legs:
+            while leg.lost:
+                other = self._replacement([leg.node for leg in self._legs])
+                if other is None:
+                    break
+                self._log.info("replica {lost} is replaced by {other}", lost=leg.node, other=other)
+                leg.node, leg.lost = other, False
+                await self._replay(leg, summary)
+        return tuple(Copy(node=leg.node, priority=number, durable=not leg.lost) for number, leg in enumerate(self._legs, 1))
+
+    def abort(self) -> None:
+        """Break all transfers off."""
+        for leg in self._legs:
+            if leg.transfer is not None:
+                leg.transfer.abort()
+
+    async def _each(self, work: Callable[[_Leg], Any]) -> None:
+        working = [Deferred.fromCoroutine(self._guarded(leg, work)) for leg in self._legs if not leg.lost]
+        if len(working) == 1:
+            await working[0]
+        elif working:
+            together = DeferredList(working, fireOnOneErrback=True, consumeErrors=True)
+            try:
+                await together
+            except BaseException:
+                for one in working:
+                    one.cancel()
+                raise
+
+    async def _guarded(self, leg: _Leg, work: Callable[[_Leg], Any]) -> None:
+        try:
+            await work(leg)
+        except LOST as error:
+            self._log.info("replica {node} is lost: {problem}", node=leg.node, problem=str(error))
+            leg.lost = True
+            if leg.transfer is not None:
+                leg.transfer.abort()
+
+    async def _open(self, leg: _Leg) -> None:
+        leg.transfer = await self._while_available(leg, Deferred.fromCoroutine(self._pool.store(leg.node, self._request)))
+
+    async def _send(self, leg: _Leg, data: bytes) -> None:
+        assert leg.transfer is not None
+        await self._while_available(leg, leg.transfer.write(data))
+
+    async def _complete(self, leg: _Leg, summary: BlobSummary) -> None:
+        assert leg.transfer is not None
+        stored: BlobStored = await self._while_available(leg, leg.transfer.finish(FINISH_S))
+        if (stored.size, stored.digest) != (summary.size, summary.digest):
+            raise StreamBroken(f"{leg.node} stored {stored.size} bytes with another digest")
+
+    async def _replay(self, leg: _Leg, summary: BlobSummary) -> None:
+        async def again(leg: _Leg) -> None:
+            await self._open(leg)
+            source = self._writer.replay()
+            try:
+                while data := await source.read():
+                    await self._send(leg, data)
+            finally:
+                source.close()
+            await self._complete(leg, summary)
+
+        await self._guarded(leg, again)
+
+    async def _while_available(self, leg: _Leg, waited: Deferred[T]) -> T:
+        """The result, or `PeerUnreachable` as soon as the replica is not available any more."""
+        if waited.called:
+            return await waited
+        gone = False
+
+        def look() -> None:
+            nonlocal timer, gone
+            if self._is_available(leg.node):
+                timer = self._clock.callLater(LOOK_S, look)
+            else:
+                gone = True
+                waited.cancel()
+
+        timer = self._clock.callLater(LOOK_S, look)
+        try:
+            return await waited
+        except (CancelledError, *LOST) as error:
+            if gone:
+                raise PeerUnreachable(f"{leg.node} does not answer heartbeats") from error
+            raise
+        finally:
+            if timer.active():
+                timer.cancel()

@@ -1,0 +1,125 @@
+"""Following the catalogue: one admin server sends this node every change, in order.
+
+When that server is gone, or a change is missing, the node asks again where its index ends, at the next admin server
+that answers. An index that is too old, or of another history, gets a snapshot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+from securifile.model.errors import DeadlineExceeded, PeerUnreachable, Refusal
+from securifile.model.facts import Fact
+from securifile.node.index import Index
+from securifile.protocol import messages as m
+from securifile.protocol.rpc import Handlers, Link, Peer
+
+FOLLOW_S = 5.0
+"""How long an admin server may take to begin."""
+
+RETRY_S = 0.25
+"""Half a heartbeat: how long to wait when no admin server can be followed."""
+
+
+class Feed:
+    """Keeps the index fed."""
+
+    _log = Logger()
+
+    def __init__(
+        self, *, clock: IReactorTime, index: Index, admins: Callable[[], list[str]], link: Callable[[str], Link | None], url: str, protocol_address: str
+    ) -> None:
+        self._clock = clock
+        self._index = index
+        self._admins = admins
+        self._link = link
+        self._url = url
+        self._protocol_address = protocol_address
+        self._following: Peer | None = None
+        self._parts: list[Fact] = []
+        self._again: Deferred[None] | None = None
+        self._running: Deferred[None] | None = None
+
+    def start(self) -> None:
+        """Follow from now on."""
+        self._running = Deferred.fromCoroutine(self._run())
+        self._running.addErrback(self._stopped)
+
+    def stop(self) -> None:
+        """Follow no more."""
+        running, self._running = self._running, None
+        if running is not None:
+            running.cancel()
+
+    @property
+    def handlers(self) -> Handlers:
+        """What admin servers send."""
+        return {m.Changes: self._changes, m.SnapshotPart: self._snapshot}
+
+    async def _run(self) -> None:
+        while True:
+            followed = False
+            for name in self._admins():
+                link = self._link(name)
+                if link is not None and link.peer is not None and link.connected:
+                    followed = await self._follow(link.peer)
+                    break
+            if not followed:
+                await deferLater(self._clock, RETRY_S)
+
+    async def _follow(self, peer: Peer) -> bool:
+        """Follow one admin server until it is lost or the feed breaks; whether it had begun."""
+        self._following, self._parts = peer, []
+        again: Deferred[None] = Deferred()
+        self._again = again
+        lost = peer.when_lost()
+        lost.addCallback(lambda _: again.called or again.callback(None))
+        lost.addErrback(lambda failure: failure.trap(CancelledError))
+        try:
+            asked = m.Follow(position=self._index.position, url=self._url, protocol_address=self._protocol_address)
+            following: m.Following = await peer.ask(asked, FOLLOW_S)
+            self._log.info(
+                "following {peer} from {position}{how}",
+                peer=peer.identity.name,
+                position=following.position,
+                how=" with a snapshot" if following.snapshot else "",
+            )
+            await again
+        except (DeadlineExceeded, PeerUnreachable, Refusal) as error:
+            self._log.warn("cannot follow {peer}: {problem}", peer=peer.identity.name, problem=str(error))
+            return False
+        finally:
+            self._following = self._again = None
+            lost.cancel()
+        return True
+
+    async def _changes(self, peer: Peer, message: m.Changes) -> m.Done:
+        if peer is self._following:
+            try:
+                await self._index.apply_changes(message.epoch, message.changes)
+            except ValueError as gap:
+                self._log.warn("the feed is asked for again: {gap}", gap=str(gap))
+                self._ask_again()
+        return m.Done()
+
+    async def _snapshot(self, peer: Peer, message: m.SnapshotPart) -> m.Done:
+        if peer is self._following:
+            self._parts.extend(message.facts)
+            if message.last:
+                parts, self._parts = self._parts, []
+                await self._index.replace(message.position, parts)
+        return m.Done()
+
+    def _ask_again(self) -> None:
+        if self._again is not None and not self._again.called:
+            self._again.callback(None)
+
+    def _stopped(self, failure: Any) -> None:
+        if not failure.check(CancelledError):
+            self._log.failure("the feed has stopped", failure)

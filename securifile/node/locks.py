@@ -1,0 +1,178 @@
+"""Locking a file on every running server while it is modified.
+
+The acting origin's own table comes first (for a new path: that of the first server by hash), and only who has the first
+asks the others: two starters never hold half each. A server that is silent for `SILENCE_S` is left out if more
+than half of the running ones granted. A refusal frees what was taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred, DeferredList
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from securifile.model.errors import Code, DeadlineExceeded, PeerUnreachable, Refusal
+from securifile.model.ids import AttemptId
+from securifile.model.leases import Lease, LeaseTable
+from securifile.model.roster import Roster
+from securifile.protocol.heartbeats import Ask
+from securifile.protocol.messages import LeaseAnswer, LeaseAsk, LeaseRelease
+
+SILENCE_S = 0.3
+"""A running server answers within milliseconds; a hanging one must not hold up every writer."""
+
+RENEWALS = 3
+"""Renewed three times a term, so that two lost renewals do not lose the lease."""
+
+
+class Granter:
+    """This node's own lease table, as others ask it."""
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        self._table = LeaseTable()
+
+    def ask(self, asked: LeaseAsk, node: str) -> LeaseAnswer:
+        """Grant or refuse."""
+        now = self._clock.seconds()
+        wanted = Lease(attempt=asked.attempt, person=asked.person, node=node, expires_at=now + asked.duration_s)
+        held = self._table.ask(asked.key, wanted, now)
+        return LeaseAnswer(
+            granted=held.attempt == asked.attempt, holder=held.person, node=held.node, expires_in_s=max(0.0, held.expires_at - now)
+        )
+
+    def release(self, key: bytes, attempt: AttemptId) -> None:
+        """Forget a lease."""
+        self._table.release(key, attempt)
+
+    def holder(self, key: bytes) -> tuple[Lease, float] | None:
+        """Who holds it, and for how many seconds still."""
+        now = self._clock.seconds()
+        held = self._table.holder(key, now)
+        return None if held is None else (held, held.expires_at - now)
+
+    def expire(self) -> None:
+        """Forget what has expired."""
+        self._table.expire(self._clock.seconds())
+
+
+class Lock:
+    """A file locked everywhere, renewed until released."""
+
+    _log = Logger()
+
+    def __init__(self, locks: Locks, asked: LeaseAsk, granted_by: set[str]) -> None:
+        self._locks = locks
+        self._asked = asked
+        self._granted_by = granted_by
+        self._released = False
+        self._renewing = False
+        self._timer: Any = None
+        self._renew_later()
+
+    def _renew_later(self) -> None:
+        self._timer = self._locks.clock.callLater(self._asked.duration_s / RENEWALS, self._renew)
+
+    def _renew(self) -> None:
+        self._renew_later()
+        if not self._renewing:
+            self._renewing = True
+            renewing = Deferred.fromCoroutine(self._locks.ask_all(sorted(self._granted_by), self._asked))
+            renewing.addErrback(lambda failure: self._log.failure("a lease could not be renewed", failure))
+            renewing.addBoth(self._renewed)
+
+    def _renewed(self, _: object) -> None:
+        self._renewing = False
+
+    def release(self) -> None:
+        """Unlock; the others are told in the background, and forget by themselves if they do not hear it."""
+        if not self._released:
+            self._released = True
+            self._timer.cancel()
+            self._locks.give_back(self._granted_by, self._asked)
+
+
+class Locks:
+    """Takes locks for uploads through this node."""
+
+    _log = Logger()
+
+    def __init__(
+        self, *, clock: IReactorTime, roster: Roster, name: str, granter: Granter, ask: Ask, is_doubtful: Callable[[str], bool]
+    ) -> None:
+        self.clock = clock
+        self._roster = roster
+        self._name = name
+        self._granter = granter
+        self._ask = ask
+        self._is_doubtful = is_doubtful
+
+    def take(self, key: bytes, attempt: AttemptId, person: str, first: str) -> Deferred[Lock]:
+        """Lock `key` on every running server, asking `first` before the others.
+
+        Raises:
+            Refusal: LOCKED, naming who has it and for how long; or NOT_RUNNING, when too few servers answered.
+        """
+        return Deferred.fromCoroutine(self._take(key, attempt, person, first))
+
+    async def _take(self, key: bytes, attempt: AttemptId, person: str, first: str) -> Lock:
+        asked = LeaseAsk(key=key, attempt=attempt, person=person, duration_s=self._roster.settings.lease_s)
+        running = self._roster.running
+        granted: set[str] = set()
+        try:
+            if not self._is_doubtful(first):
+                self._judge(await self.ask_all([first], asked), granted)
+            self._judge(await self.ask_all([name for name in running if name != first], asked), granted)
+            if len(granted) < len(running) and len(granted) * 2 <= len(running):
+                raise Refusal(
+                    Code.NOT_RUNNING,
+                    f"Only {len(granted)} of {len(running)} running servers answered when the file was to be locked. Try again.",
+                    retry_after_s=1.0,
+                )
+        except BaseException:
+            self.give_back(granted, asked)
+            raise
+        return Lock(self, asked, granted)
+
+    def _judge(self, answers: dict[str, LeaseAnswer], granted: set[str]) -> None:
+        granted.update(name for name, answer in answers.items() if answer.granted)
+        for answer in answers.values():
+            if not answer.granted:
+                raise Refusal(
+                    Code.LOCKED,
+                    f"{answer.holder} is modifying this file through {answer.node}. Try again when they are done.",
+                    retry_after_s=answer.expires_in_s,
+                    holder=answer.holder,
+                    node=answer.node,
+                    expires_in_s=round(answer.expires_in_s, 3),
+                )
+
+    async def ask_all(self, names: list[str], asked: LeaseAsk) -> dict[str, LeaseAnswer]:
+        """The answers of those that answered in time."""
+        asking = [self._ask_one(name, asked) for name in names]
+        results = await DeferredList(asking, consumeErrors=True)
+        answers: dict[str, LeaseAnswer] = {}
+        for name, (succeeded, answer) in zip(names, results, strict=True):
+            if succeeded:
+                answers[name] = answer
+            elif not answer.check(DeadlineExceeded, PeerUnreachable, Refusal):
+                answer.raiseException()
+        return answers
+
+    def _ask_one(self, name: str, asked: LeaseAsk) -> Deferred[LeaseAnswer]:
+        if name == self._name:
+            own: Deferred[LeaseAnswer] = Deferred()
+            own.callback(self._granter.ask(asked, self._name))
+            return own
+        return self._ask(name, asked, SILENCE_S)
+
+    def give_back(self, names: set[str], asked: LeaseAsk) -> None:
+        """Release at `names`, and at every other node too: one whose grant came too late holds it as well."""
+        self._granter.release(asked.key, asked.attempt)
+        for name in sorted({*names, *self._roster.running} - {self._name}):
+            telling = self._ask(name, LeaseRelease(key=asked.key, attempt=asked.attempt), SILENCE_S)
+            telling.addErrback(lambda failure: failure.trap(DeadlineExceeded, PeerUnreachable, Refusal, CancelledError))
+            telling.addErrback(lambda failure: self._log.failure("a lease could not be given back", failure))

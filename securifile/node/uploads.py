@@ -1,0 +1,387 @@
+"""The write path: from the head of a `PUT` to an answer that means "durable, everywhere known".
+
+    1 judge      from the head alone: may they, is there quota, is this the right node; refuse or redirect before the body
+    2 lock       the file, on every running server; the version to be made is fixed here
+    3 stream     once: to this disk, through the digest, and to the replicas
+    4 seal       fsync everywhere, and compare the digests
+    5 commit     at the catalogue, a compare-and-swap; a lost answer is asked for
+    6 spread     tell every server, and answer when no node can serve the version before
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+from securifile.http.answers import uploaded_json
+from securifile.http.channel import Request
+from securifile.http.digest_fields import format_digest, parse_digests
+from securifile.http.ranges import Verdict, etag_of, evaluate, parse_preconditions
+from securifile.http.redirects import Redirector, check_ticket
+from securifile.http.shared_api import Access, Answer, SharedApi, authorise
+from securifile.http.targets import Target
+from securifile.model.digests import DigestAlgorithm
+from securifile.model.entries import BlobSummary, Copy
+from securifile.model.errors import Code, OutcomeUnknown, Refusal
+from securifile.model.facts import File, Folder
+from securifile.model.ids import AttemptId, EntryId
+from securifile.model.leases import first_granter, new_path_key
+from securifile.model.placement import place
+from securifile.model.roles import Action
+from securifile.model.serving import serving_order
+from securifile.node.acting import Acting, no_catalogue
+from securifile.node.cluster import Cluster
+from securifile.node.fanout import Fanout
+from securifile.protocol import messages as m
+from securifile.protocol.bulk import BulkPool
+from securifile.sql import directory
+
+KEY_LENGTH_MAX = 255
+"""Of an Idempotency-Key: a UUID many times over."""
+
+OUTCOME_S = 10.0
+"""How long the outcome of a commit is asked for before the client hears that it is unknown."""
+
+OUTCOME_AGAIN_S = 0.2
+
+
+@attrs.frozen(kw_only=True)
+class Plan:
+    """What an upload is to become."""
+
+    owner: str
+    parent: EntryId
+    name: str
+    file: EntryId
+    before: File | None
+    """The file as it is; None for a new path."""
+    lock: bytes
+    """What is locked while it is under way."""
+
+    @property
+    def number(self) -> int:
+        """The version it makes."""
+        return 1 if self.before is None else self.before.version.number + 1
+
+
+@attrs.frozen(kw_only=True)
+class Asked:
+    """What the head of the request says, beside the path."""
+
+    size: int | None
+    digests: dict[DigestAlgorithm, bytes]
+    key: str | None
+    request: bytes
+    """Hash of what must be equal when an Idempotency-Key comes again."""
+    relay: bool
+
+
+class Uploads:
+    """Takes uploads on one node."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        *,
+        clock: IReactorTime,
+        name: str,
+        cluster: Cluster,
+        acting: Acting,
+        blobs: Any,
+        pool: BulkPool,
+        redirector: Redirector,
+        random: Callable[[int], bytes],
+        below: Callable[[int], int],
+    ) -> None:
+        self._clock = clock
+        self._name = name
+        self._cluster = cluster
+        self._acting = acting
+        self._blobs = blobs
+        self._pool = pool
+        self._redirector = redirector
+        self._random = random
+        self._below = below
+        self.under_way: set[AttemptId] = set()
+        """Attempts that began here and have not ended: nobody may ask the catalogue to abandon them."""
+
+    async def put(self, api: SharedApi, request: Request, access: Access, target: Target) -> Answer:
+        """Answer `PUT` of a file. Raises `Refusal`, or `OutcomeUnknown` when the commit's fate is not known."""
+        asked = self._read_head(request, access, target)
+        answered = await self._answered_before(access, asked, target)
+        if answered is not None:
+            return answered
+        plan = await self._plan(api, request, access, target)
+        elsewhere = await self._judge(request, access, target, plan, asked)
+        if elsewhere is not None:
+            return elsewhere
+        attempt = AttemptId(self._random(16))
+        first = self._name if plan.before is not None else first_granter(plan.lock, self._cluster.roster.running)
+        lock = await self._cluster.locks.take(plan.lock, attempt, access.signed_in.username, first)
+        self.under_way.add(attempt)
+        try:
+            fixed = await self._plan(api, request, access, target)
+            if fixed.lock != plan.lock:
+                raise Refusal(Code.CONFLICT, "Someone else created or deleted this path at the same time. Look at it, then upload again.")
+            committed = await self._make(request, access, fixed, asked, attempt)
+        finally:
+            self.under_way.discard(attempt)
+            lock.release()
+        await self._acting.spread(committed.position, committed.facts)
+        return self._answer(access, committed, target)
+
+    # --- 1: judge ---
+
+    def _read_head(self, request: Request, access: Access, target: Target) -> Asked:
+        if target.is_root:
+            raise Refusal(Code.IS_A_FOLDER, "This is a folder. Name a file in it.")
+        if request.header("content-range") is not None:
+            raise Refusal(Code.BAD_REQUEST, "A part of a file cannot be uploaded with PUT (RFC 9110, 14.5). Upload the whole file.")
+        key = request.header("idempotency-key")
+        if key is not None and not (1 <= len(key) <= KEY_LENGTH_MAX and key.isprintable()):
+            raise Refusal(Code.BAD_REQUEST, f"An Idempotency-Key has 1 to {KEY_LENGTH_MAX} printable characters.")
+        conditions = "\0".join(str(request.header(name)) for name in ("if-match", "if-none-match"))
+        same = f"{access.signed_in.username}\0{target}\0{conditions}"
+        digests = request.header("repr-digest")
+        return Asked(
+            size=request.content_length if request.content_length is not None or request.has_body else 0,
+            digests={} if digests is None else parse_digests(digests),
+            key=key,
+            request=hashlib.sha256(same.encode()).digest(),
+            relay=request.query("relay") == "1",
+        )
+
+    async def _answered_before(self, access: Access, asked: Asked, target: Target) -> Answer | None:
+        if asked.key is None:
+            return None
+        outcome: m.Outcome = await self._acting.ask_admin(
+            m.KeyAsk(person=access.signed_in.username, key=asked.key, request=asked.request)
+        )
+        if outcome.committed is None:
+            return None
+        access.path, access.detail = str(target), "answered from memory"
+        await self._acting.spread(outcome.committed.position, ())
+        return self._answer(access, outcome.committed, target)
+
+    async def _plan(self, api: SharedApi, request: Request, access: Access, target: Target) -> Plan:
+        """What the upload would become now, if the person may and the preconditions hold. Raises `Refusal`."""
+        where, role = await api.look(access, target)
+        entry = where.entry
+        if isinstance(entry, Folder):
+            authorise(role, Action.READ)
+            raise Refusal(Code.IS_A_FOLDER, "There is a folder at this path.")
+        if entry is None:
+            parent = api.parent_of(where, role)
+            plan = Plan(
+                owner=target.owner,
+                parent=parent.id,
+                name=target.name,
+                file=EntryId(self._random(16)),
+                before=None,
+                lock=new_path_key(parent.id, target.name),
+            )
+            check_ticket(access.signed_in, parent.id, plan.number)
+        else:
+            authorise(role, Action.MODIFY)
+            plan = Plan(
+                owner=entry.owner, parent=entry.parent, name=entry.name, file=entry.id, before=entry, lock=entry.id.value
+            )
+            check_ticket(access.signed_in, entry.id, plan.number)
+        etag = None if plan.before is None else etag_of(plan.before.id, plan.before.version.number)
+        if evaluate(parse_preconditions(request.header), "PUT", etag) is not Verdict.PROCEED:
+            raise Refusal(Code.PRECONDITION_FAILED, "The precondition does not hold.")
+        return plan
+
+    async def _judge(self, request: Request, access: Access, target: Target, plan: Plan, asked: Asked) -> Answer | None:
+        """Refuse or redirect; None when the upload is to be taken here."""
+        if not self._acting.has_catalogue():
+            raise no_catalogue()
+        await self._check_quota(plan, asked)
+        caller = access.signed_in
+        if plan.before is not None:
+            order = serving_order(plan.before.version, self._cluster.is_available)
+            if not order:
+                raise Refusal(
+                    Code.NO_HOLDER,
+                    "No server that has this file is running. Try again later.",
+                    retry_after_s=5.0,
+                    tried=list(plan.before.version.holders),
+                )
+            if order[0] != self._name and not asked.relay:
+                return self._redirector.to(request, caller, target, node=order[0], file=plan.before.id, version=plan.number)
+        needed = self._cluster.roster.settings.copies_needed
+        size = asked.size or 0
+        with_room = [node for node, available in self._cluster.room.items() if available >= size]
+        if 1 + len(with_room) < needed:
+            raise Refusal(
+                Code.NO_ROOM,
+                f"Only {1 + len(with_room)} running nodes have room for this, {needed} are needed.",
+                retry_after_s=5.0,
+                needed=needed,
+            )
+        space = await self._blobs.space()
+        if size > space.available_bytes:
+            if plan.before is None and with_room and not asked.relay:
+                return self._redirector.to(request, caller, target, node=with_room[0], file=plan.parent, version=plan.number)
+            raise Refusal(Code.DISK_FULL, "This node's disk has no room for that. Upload through another node.", node=self._name)
+        return None
+
+    async def _check_quota(self, plan: Plan, asked: Asked) -> None:
+        owner = await self._acting.read(lambda sql: directory.person(sql, plan.owner))
+        if owner is None or owner.quota_bytes is None or asked.size is None:
+            return
+        used = (await self._acting.read(lambda sql: directory.usage(sql, plan.owner))).bytes
+        before = plan.before.version.size if plan.before is not None else 0
+        if used - before + asked.size > owner.quota_bytes and asked.size > before:
+            raise Refusal(
+                Code.QUOTA,
+                f"This needs {used - before + asked.size} bytes, and the quota of {plan.owner} is {owner.quota_bytes}.",
+                quota=owner.quota_bytes,
+                used=used,
+            )
+
+    # --- 3 and 4: stream and seal ---
+
+    async def _make(self, request: Request, access: Access, plan: Plan, asked: Asked, attempt: AttemptId) -> m.Committed:
+        settings = self._cluster.roster.settings
+        size = asked.size or 0
+        preferred = () if plan.before is None else plan.before.version.holders
+        chosen = place(settings.replicas, room=self._cluster.room, size=size, preferred=preferred, below=self._below)
+
+        def replacement(tried: Sequence[str]) -> str | None:
+            room = {node: available for node, available in self._cluster.room.items() if node not in tried}
+            found = place(1, room=room, size=size, preferred=preferred, below=self._below)
+            return found[0] if found else None
+
+        writer = await self._blobs.begin(attempt, settings.digest)
+        fanout = Fanout(
+            clock=self._clock,
+            pool=self._pool,
+            is_available=self._cluster.is_available,
+            request=m.StoreBlob(attempt=attempt, file=plan.file, version=plan.number, algorithm=settings.digest, size=asked.size),
+            writer=writer,
+            replacement=replacement,
+        )
+        try:
+            await fanout.begin(chosen)
+            summary = await self._stream(request, access, asked, fanout, writer, plan)
+            copies = (Copy(node=self._name, priority=0, durable=True), *await fanout.finish(summary))
+            durable = sum(copy.durable for copy in copies)
+            if durable < settings.copies_needed:
+                raise Refusal(
+                    Code.NO_ROOM,
+                    f"Only {durable} of the {settings.copies_needed} copies needed could be made. Nothing was stored; upload again.",
+                    retry_after_s=1.0,
+                    durable=durable,
+                )
+            return await self._commit(access, plan, asked, attempt, settings.digest, summary, copies)
+        except OutcomeUnknown:
+            raise
+        except BaseException:
+            fanout.abort()
+            await self._give_up(writer, attempt)
+            raise
+
+    async def _stream(self, request: Request, access: Access, asked: Asked, fanout: Fanout, writer: Any, plan: Plan) -> BlobSummary:
+        checks = {algorithm: algorithm.hasher() for algorithm in asked.digests if algorithm != self._cluster.roster.settings.digest}
+        while data := await request.body.read():
+            for hasher in checks.values():
+                hasher.update(data)
+            await fanout.write(data)
+        access.bytes = writer.received
+        summary: BlobSummary = await writer.finish(plan.file, plan.number)
+        for algorithm, expected in asked.digests.items():
+            found = checks[algorithm].digest() if algorithm in checks else summary.digest
+            if found != expected:
+                raise Refusal(
+                    Code.BAD_DIGEST,
+                    f"The {algorithm} digest of what arrived is {found.hex()}, not the {expected.hex()} of Repr-Digest. Upload again.",
+                )
+        return summary
+
+    async def _give_up(self, writer: Any, attempt: AttemptId) -> None:
+        """End the attempt: nothing of it is committed, and holders may delete what they have."""
+        await writer.abandon()
+        ending = Deferred.fromCoroutine(self._acting.ask_admin(m.OutcomeAsk(attempt=attempt, abandon=True)))
+        ending.addCallback(lambda outcome: self._blobs.drop(attempt) if outcome.ended == "abandoned" else None)
+        # The blobs stay staged where nobody could be asked; the housekeeping asks again.
+        ending.addErrback(lambda failure: failure.trap(Refusal, OutcomeUnknown))
+        ending.addErrback(lambda failure: self._log.failure("an upload could not be given up", failure))
+
+    # --- 5: commit ---
+
+    async def _commit(
+        self,
+        access: Access,
+        plan: Plan,
+        asked: Asked,
+        attempt: AttemptId,
+        algorithm: DigestAlgorithm,
+        summary: BlobSummary,
+        copies: tuple[Copy, ...],
+    ) -> m.Committed:
+        commit = m.Commit(
+            attempt=attempt,
+            person=access.signed_in.username,
+            owner=plan.owner,
+            parent=plan.parent,
+            name=plan.name,
+            file=plan.file,
+            number=plan.number,
+            size=summary.size,
+            digest=summary.digest,
+            algorithm=algorithm,
+            copies=copies,
+            key=asked.key,
+            request=asked.request,
+        )
+        try:
+            committed: m.Committed = await self._acting.ask_admin(commit)
+        except OutcomeUnknown as lost:
+            committed = await self._outcome(attempt, lost)
+        except Refusal as refusal:
+            if refusal.code is not Code.OUTCOME_UNKNOWN:
+                raise
+            committed = await self._outcome(attempt, OutcomeUnknown(refusal.detail))
+        if committed.attempt != attempt:
+            self._log.info("attempt {attempt} was answered by {winner}", attempt=attempt, winner=committed.attempt)
+        return committed
+
+    async def _outcome(self, attempt: AttemptId, lost: OutcomeUnknown) -> m.Committed:
+        """What became of a commit whose answer was lost. Raises `OutcomeUnknown` when nobody can tell in time."""
+        until = self._clock.seconds() + OUTCOME_S
+        while self._clock.seconds() < until:
+            try:
+                outcome: m.Outcome = await self._acting.ask_admin(m.OutcomeAsk(attempt=attempt, abandon=True), OUTCOME_S)
+            except (Refusal, OutcomeUnknown):
+                await deferLater(self._clock, OUTCOME_AGAIN_S)
+                continue
+            if outcome.committed is not None:
+                return outcome.committed
+            raise no_catalogue()
+        raise lost
+
+    # --- 6: answer ---
+
+    def _answer(self, access: Access, committed: m.Committed, target: Target) -> Answer:
+        file = committed.facts[0]
+        assert isinstance(file, File), "a commit's first fact is the file"
+        access.entry = file.id
+        headers = [(b"ETag", etag_of(file.id, file.version.number).encode("ascii"))]
+        digest = format_digest(file.version.algorithm, file.version.digest)
+        if digest is not None:
+            headers.append((b"Repr-Digest", digest.encode("ascii")))
+        if committed.created:
+            headers.append((b"Location", target.url().encode("ascii")))
+        value = uploaded_json(file, str(target), self._cluster.roster.settings.copies_wanted)
+        return Answer(status=201 if committed.created else 200, value=value, headers=tuple(headers))
+
+
