@@ -1,0 +1,607 @@
+"""The channel on memory transports: dispatch, bodies, answers, limits."""
+
+from __future__ import annotations
+
+import json
+
+import attrs
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.logger import globalLogPublisher
+from twisted.web.resource import Resource
+from twisted.web.static import Data
+
+from securifile.http.channel import CONTINUE, HttpLimits
+from securifile.http.wire import HeadLimits
+from tests.http.connections import HOST, Server, parse_answers
+
+BIG = 10 * 1024 * 1024
+
+
+# --- answers ---
+
+
+@pytest.mark.parametrize("step", [None, 1, 7])
+def test_a_route_returns_bytes(step: int | None) -> None:
+    """Bytes are answered with their length, and the connection stays."""
+    connection = Server().connect().request("GET /bytes", step=step)
+    answer = connection.answer()
+    assert (answer.status, answer.content) == (200, b"hello")
+    assert answer.headers["content-length"] == "5"
+    assert answer.headers["date"] == "Thu, 01 Jan 1970 00:00:00 GMT"
+    assert "connection" not in answer.headers
+    assert connection.is_open
+
+
+def test_head_gives_the_length_and_nothing_else() -> None:
+    """The headers of GET, no content, and the connection stays usable."""
+    connection = Server().connect().request("HEAD /bytes").request("GET /bytes")
+    head, get = connection.answers(True, False)
+    assert head.headers == get.headers
+    assert (head.content, get.content) == (b"", b"hello")
+
+
+def test_head_of_a_stream() -> None:
+    """A route that streams need not know that nobody listens."""
+    server = Server()
+    connection = server.connect().request("HEAD /stream?length=5")
+    sink = server.app.sinks[0]
+    assert sink.write(b"hello").called
+    sink.finish()
+    assert connection.answer(True).headers["content-length"] == "5"
+    assert connection.is_open
+
+
+def test_no_content() -> None:
+    """204 has neither content nor length."""
+    answer = Server().connect().request("GET /nothing").answer()
+    assert answer.status == 204
+    assert not {"content-length", "transfer-encoding"} & set(answer.headers)
+
+
+def test_a_stream_of_unknown_length_comes_in_chunks() -> None:
+    """The chunks end when the sink is finished, and the next request is answered."""
+    server = Server()
+    connection = server.connect().request("GET /stream").request("GET /bytes")
+    for data in (b"a", b"", b"bc"):
+        server.app.sinks[0].write(data)
+    server.app.sinks[0].finish()
+    stream, after = connection.answers()
+    assert (stream.content, stream.headers["transfer-encoding"]) == (b"abc", "chunked")
+    assert after.content == b"hello"
+
+
+def test_http_1_0_gets_no_chunks() -> None:
+    """For an old client the end of the connection is the end of the content."""
+    server = Server()
+    connection = server.connect().send(b"GET /stream HTTP/1.0\r\n\r\n")
+    server.app.sinks[0].write(b"abc")
+    server.app.sinks[0].finish()
+    assert connection.answer().content == b"abc"
+    assert connection.transport.disconnecting
+
+
+def test_two_writes_in_twisteds_way() -> None:
+    """`request.write` twice and `request.finish` work as resources expect."""
+    assert Server().connect().request("GET /two").answer().content == b"one two"
+
+
+def test_a_single_write_goes_out_soon() -> None:
+    """What a resource wrote is not held back for ever while it thinks about more."""
+
+    class Slow(Resource):
+        isLeaf = True
+
+        def render_GET(self, request: object) -> int:
+            request.write(b"event")  # type: ignore[attr-defined]
+            return 1
+
+    server = Server(resource=Slow())
+    connection = server.connect().request("GET /")
+    assert connection.raw == b""
+    server.clock.advance(0)
+    assert connection.raw.endswith(b"5\r\nevent\r\n")
+
+
+def test_plain_resources_are_served() -> None:
+    """A tree of Twisted's resources works, with 404 and 405 as problems or pages of their own."""
+    root = Resource()
+    root.putChild(b"a", Data(b"data", "text/plain"))
+    server = Server(resource=root)
+    assert server.connect().request("GET /a").answer().content == b"data"
+    assert server.connect().request("GET /b").answer().status == 404
+    answer = server.connect().request("POST /a").answer()
+    assert (answer.status, answer.code) == (405, "method-not-allowed")
+
+
+def test_an_answer_cut_short_is_noticed() -> None:
+    """Fewer bytes than promised, more, or an abort: the connection is torn down, not closed well."""
+    for data in (b"hell", b"hello!", None):
+        server = Server()
+        connection = server.connect().request("GET /stream?length=5")
+        sink = server.app.sinks[0]
+        if data is None:
+            sink.abort()
+        else:
+            sink.write(data).addErrback(lambda _: None)
+            sink.finish()
+        assert connection.transport.aborted
+        assert not server.log[0].complete
+
+
+def test_back_pressure() -> None:
+    """A write waits while the transport is full, and goes on when it is empty."""
+    server = Server()
+    connection = server.connect().request("GET /stream")
+    sink = server.app.sinks[0]
+    assert sink.write(b"x").called
+    connection.transport.producer.pauseProducing()
+    waiting = sink.write(b"y")
+    assert not waiting.called
+    connection.transport.producer.resumeProducing()
+    assert waiting.called
+
+
+def test_a_client_that_takes_nothing_is_cut_off() -> None:
+    """A full transport does not stay full for ever; a slow client that takes a little does."""
+    server = Server()
+    connection = server.connect().request("GET /stream")
+    sink = server.app.sinks[0]
+    for _ in range(5):
+        connection.transport.producer.pauseProducing()
+        server.clock.advance(59)
+        connection.transport.producer.resumeProducing()
+    assert connection.is_open
+    connection.transport.producer.pauseProducing()
+    waiting = sink.write(b"x")
+    errors: list[object] = []
+    waiting.addErrback(lambda failure: errors.append(failure.type.__name__))
+    server.clock.advance(61)
+    assert connection.transport.aborted
+    connection.reset()
+    assert errors == ["StreamBroken"]
+    assert server.app.events == ["CancelledError"]
+
+
+def test_headers_cannot_be_injected() -> None:
+    """A line break in a header's value does not make another header."""
+    answer = Server().connect().request("POST /json", body=b'{"a": 1}').answer()
+    assert (answer.status, json.loads(answer.content)) == (201, {"a": 1})
+    assert "injected" not in answer.headers
+
+
+# --- errors ---
+
+
+def test_a_refusal_becomes_a_problem() -> None:
+    """Code, detail and evidence are there, and the connection stays."""
+    connection = Server().connect().request("GET /refuse")
+    answer = connection.answer()
+    assert answer.status == 403
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert {name: json.loads(answer.content)[name] for name in ("code", "detail", "why")} == {
+        "code": "forbidden",
+        "detail": "Not yours.",
+        "why": "test",
+    }
+    assert connection.is_open
+
+
+def test_a_bug_is_logged_and_tells_nothing() -> None:
+    """500 without details; the log has the traceback."""
+    events: list[object] = []
+
+    def observe(event: object) -> None:
+        events.append(event["log_failure"].value)  # type: ignore[index]
+
+    globalLogPublisher.addObserver(observe)
+    try:
+        answer = Server().connect().request("GET /bug").answer()
+    finally:
+        globalLogPublisher.removeObserver(observe)
+    assert (answer.status, answer.code) == (500, "internal-error")
+    assert b"secret" not in answer.content
+    assert [str(error) for error in events] == ["a secret"]
+
+
+def test_a_bug_after_the_answer_began_cuts_it_off() -> None:
+    """The client must not take a half answer for a whole one."""
+    assert Server().connect().request("GET /late-bug").transport.aborted
+
+
+def test_the_routers_errors_are_problems() -> None:
+    """404, and 405 with what is allowed; slashes are not tidied up."""
+    server = Server()
+    assert server.connect().request("GET /what").answer().code == "not-found"
+    answer = server.connect().request("DELETE /refuse").answer()
+    assert (answer.status, answer.code, answer.headers["allow"]) == (405, "method-not-allowed", "GET, HEAD, PUT")
+    assert server.connect().request("GET /files//ada").answer().status == 404
+    assert server.connect().request("GET /files/ada/a//b/", "X-Odd: 1", "x-odd: 2").answer().content == b"ada|a//b/|1, 2"
+
+
+@pytest.mark.parametrize("path", ["/files/ada/%ff", "/files/ada/%zz", "/%"])
+def test_a_path_that_is_no_text_is_refused(path: str) -> None:
+    """Paths that do not decode are problems as well."""
+    assert Server().connect().request(f"GET {path}").answer().code == "bad-path"
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"GET / HTTP/1.1\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", 400),
+        (b"PUT /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+        (b"PUT /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
+        (b"GET /" + b"a" * 20000, 414),
+        (b"GET / HTTP/1.1\r\nA: " + b"a" * 70000, 431),
+        (b"GET / HTTP/3.0\r\n", 505),
+        (b"BREW / HTTP/1.1\r\nHost: a\r\n\r\n", 501),
+    ],
+)
+def test_the_channels_own_errors_are_problems(data: bytes, status: int) -> None:
+    """Refused before there is a request: a problem, half-close, linger, end. `data` may stop in mid-head where that is enough."""
+    server = Server()
+    connection = server.connect().send(data + (b"Host: a\r\n\r\n" if status == 505 else b""))
+    answer = connection.answer()
+    assert (answer.status, answer.headers["connection"]) == (status, "close")
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert connection.transport.half_closed
+    connection.send(b"x" * 100000)
+    assert not connection.transport.aborted
+    server.clock.advance(11)
+    assert connection.transport.aborted
+    assert len(server.log) == 1
+
+
+# --- bodies ---
+
+
+@pytest.mark.parametrize("step", [None, 1, 3])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_is_streamed_to_the_route(step: int | None, chunked: bool) -> None:
+    """The route gets what was sent, however it was sent."""
+    connection = Server().connect()
+    if chunked:
+        connection.send(b"PUT /echo HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n", step)
+    else:
+        connection.request("PUT /echo", body=b"abcde", step=step)
+    assert connection.answer().content == b"abcde"
+    assert connection.is_open
+
+
+def test_a_request_is_dispatched_before_its_body() -> None:
+    """The route runs when the head is complete, and reads bytes as they come."""
+    server = Server()
+    connection = server.connect().send(b"PUT /echo HTTP/1.1\r\n" + HOST + b"Content-Length: 5\r\n\r\n")
+    connection.send(b"ab")
+    assert server.app.events == [2]
+    connection.send(b"cde")
+    assert server.app.events == [2, 3]
+    assert connection.answer().content == b"abcde"
+
+
+def test_an_unread_body_makes_the_client_wait() -> None:
+    """Beyond 256 KiB the transport is paused, and resumed when the route has read."""
+    server = Server()
+    connection = server.connect().send(b"PUT /wait HTTP/1.1\r\n" + HOST + b"Content-Length: %d\r\n\r\n" % BIG)
+    request = connection.channel._request
+    assert request is not None
+    sent = 0
+    while not connection.transport.is_paused:
+        connection.send(b"x" * 65536)
+        sent += 65536
+    assert sent == 5 * 65536
+    read = request.body.read()
+    assert len(read.result) == sent
+    assert not connection.transport.is_paused
+
+
+def test_100_continue_waits_for_the_first_read() -> None:
+    """It is sent when the route asks for the body, once; not when the request is refused, nor when the body comes unasked."""
+    head = b"PUT /%b HTTP/1.1\r\n" + HOST + b"Content-Length: 5\r\nExpect: 100-continue\r\n\r\n"
+    connection = Server().connect().send(head % b"echo")
+    assert connection.raw == CONTINUE
+    connection.send(b"ab").send(b"cde")
+    assert [answer.status for answer in connection.answers()] == [100, 200]
+    refused = Server().connect().send(head % b"refuse")
+    assert (refused.answer().status, refused.answer().headers["connection"]) == (403, "close")
+    assert not refused.is_open
+    waiting = Server().connect().send(head % b"wait")
+    assert waiting.raw == b""
+    eager = Server().connect().send(head % b"echo" + b"abcde")
+    assert eager.answer().status == 200
+
+
+@pytest.mark.parametrize("path", ["refuse", "redirect"])
+def test_a_short_body_that_nobody_wants_is_dropped(path: str) -> None:
+    """The connection stays, and the next request is understood."""
+    connection = Server().connect().send(b"PUT /%b HTTP/1.1\r\n" % path.encode() + HOST + b"Content-Length: 1000\r\n\r\n")
+    assert connection.answer().status in (307, 403)
+    connection.send(b"x" * 999)
+    connection.send(b"xGET /bytes HTTP/1.1\r\n" + HOST + b"\r\n")
+    assert connection.answers()[1].content == b"hello"
+    assert connection.is_open
+
+
+def test_a_short_body_must_come_soon() -> None:
+    """Dropping does not last for ever."""
+    server = Server()
+    connection = server.connect().send(b"PUT /refuse HTTP/1.1\r\n" + HOST + b"Content-Length: 1000\r\n\r\n")
+    server.clock.advance(5)
+    assert not connection.is_open
+
+
+@pytest.mark.parametrize("length", [b"Content-Length: %d" % BIG, b"Transfer-Encoding: chunked"])
+def test_a_long_body_that_nobody_wants_ends_the_connection_gently(length: bytes) -> None:
+    """The answer says close, our half is closed, the rest is dropped for a while, so that the client sees the answer."""
+    server = Server()
+    connection = server.connect().send(b"PUT /refuse HTTP/1.1\r\n" + HOST + length + b"\r\n\r\n")
+    assert connection.answer().headers["connection"] == "close"
+    assert connection.transport.half_closed
+    for _ in range(20):
+        connection.send(b"x" * 65536)
+    assert not connection.transport.aborted
+    assert not connection.transport.is_paused
+    connection.go()
+    assert server.clock.getDelayedCalls() == []
+
+
+def test_a_body_cut_off_breaks_the_read() -> None:
+    """The route is told, and nothing is answered."""
+    server = Server()
+    connection = server.connect().send(b"PUT /echo HTTP/1.1\r\n" + HOST + b"Content-Length: 5\r\n\r\nab")
+    connection.go()
+    assert server.app.events == [2, "broken"]
+    assert connection.raw == b""
+    assert (server.log[0].status, server.log[0].received, server.log[0].complete) == (0, 2, False)
+
+
+def test_a_broken_chunk_breaks_the_read_and_is_answered() -> None:
+    """400, and the connection ends."""
+    server = Server()
+    connection = server.connect().send(b"PUT /echo HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n2\r\nab\r\n")
+    connection.send(b"zz\r\n")
+    assert server.app.events == [2, "broken"]
+    assert (connection.answer().status, connection.answer().code) == (400, "bad-request")
+    assert not connection.is_open
+
+
+def test_a_route_is_cancelled_when_the_client_goes() -> None:
+    """Whoever works for nobody is told so."""
+    server = Server()
+    server.connect().request("GET /wait").go()
+    assert server.app.events == ["CancelledError"]
+    assert server.clock.getDelayedCalls() == []
+
+
+def test_json_is_bounded() -> None:
+    """A JSON body longer than 64 KiB is refused, by its length or as it comes."""
+    connection = Server().connect().request("POST /json", body=b" " * 65537)
+    assert connection.answer().code == "too-large"
+    chunk = b"%x\r\n%b\r\n" % (70000, b" " * 70000)
+    connection = Server().connect().send(b"POST /json HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n" + chunk)
+    assert connection.answer().code == "too-large"
+
+
+# --- connections ---
+
+
+def test_pipelined_requests_are_answered_in_order() -> None:
+    """One at a time: the second is not begun before the first is answered."""
+    server = Server()
+    connection = server.connect()
+    connection.send(b"GET /wait HTTP/1.1\r\n" + HOST + b"\r\n" + b"PUT /echo HTTP/1.1\r\n" + HOST + b"Content-Length: 2\r\n\r\nab")
+    assert connection.raw == b""
+    assert server.app.events == []
+    server.app.pending[0].callback(b"first")
+    assert [answer.content for answer in connection.answers()] == [b"first", b"ab"]
+
+
+def test_many_pipelined_requests_need_no_stack() -> None:
+    """Thousands in one piece are answered one after the other."""
+    connection = Server().connect().send((b"GET /bytes HTTP/1.1\r\n" + HOST + b"\r\n") * 3000)
+    assert len(connection.answers()) == 3000
+
+
+def test_what_is_pipelined_is_bounded() -> None:
+    """A client that sends on and on while its first request is worked on has to wait."""
+    server = Server()
+    connection = server.connect().request("GET /wait")
+    connection.send((b"GET /bytes HTTP/1.1\r\n" + HOST + b"\r\n") * 3000)
+    assert connection.transport.is_paused
+    server.app.pending[0].callback(b"")
+    assert not connection.transport.is_paused
+    assert len(connection.answers()) == 3001
+
+
+def test_no_request_is_begun_while_the_client_does_not_read() -> None:
+    """Answers do not pile up for a client that sends requests and takes nothing."""
+    connection = Server().connect()
+    connection.transport.producer.pauseProducing()
+    connection.request("GET /bytes")
+    assert connection.raw == b""
+    connection.transport.producer.resumeProducing()
+    assert connection.answer().content == b"hello"
+
+
+def test_close_is_done_as_asked() -> None:
+    """`Connection: close` ends it after the answer."""
+    connection = Server().connect().request("GET /bytes", "Connection: close").request("GET /bytes")
+    assert connection.answer().headers["connection"] == "close"
+    assert connection.transport.disconnecting
+
+
+def test_a_head_has_twenty_seconds_in_all() -> None:
+    """One byte now and then does not prolong them."""
+    server = Server()
+    connection = server.connect()
+    for byte in b"GET /bytes HTTP/1.1"[:9]:
+        connection.send(bytes([byte]))
+        server.clock.advance(2)
+    assert connection.is_open
+    server.clock.advance(2)
+    assert connection.answer().code == "request-timeout"
+    assert not connection.is_open
+
+
+def test_a_connection_without_a_request_is_closed_silently() -> None:
+    """Nothing sent in twenty seconds: nothing answered."""
+    server = Server()
+    connection = server.connect()
+    server.clock.advance(20)
+    assert (connection.raw, connection.transport.disconnecting) == (b"", True)
+
+
+def test_an_idle_connection_is_closed_after_a_while() -> None:
+    """75 seconds between requests; then the next has its own twenty."""
+    server = Server()
+    connection = server.connect().request("GET /bytes")
+    server.clock.advance(74)
+    connection.send(b"G")
+    server.clock.advance(19)
+    assert connection.is_open
+    connection.send(b"ET /bytes HTTP/1.1\r\n" + HOST + b"\r\n")
+    assert len(connection.answers()) == 2
+    server.clock.advance(75)
+    assert connection.transport.disconnecting
+
+
+def test_a_route_may_think_for_as_long_as_it_likes() -> None:
+    """No timer runs while the route has all it needs."""
+    server = Server()
+    connection = server.connect().request("PUT /wait", body=b"abc")
+    server.clock.advance(10000)
+    assert connection.is_open
+
+
+def test_a_trickling_body_is_cut_off() -> None:
+    """Less than a kilobyte a second over a minute: 408, the route finds the body broken."""
+    server = Server()
+    connection = server.connect().send(b"PUT /echo HTTP/1.1\r\n" + HOST + b"Content-Length: %d\r\n\r\n" % BIG)
+    for _ in range(60):
+        connection.send(b"x" * 1024)
+        server.clock.advance(1)
+    assert connection.is_open
+    for _ in range(60):
+        assert connection.is_open
+        connection.send(b"x" * 1023)
+        server.clock.advance(1)
+    assert connection.answer().code == "request-timeout"
+    assert server.app.events[-1] == "broken"
+    assert connection.transport.half_closed
+
+
+def test_a_client_that_we_keep_waiting_is_excused() -> None:
+    """A body that stands still because the route does not read is not the client's fault."""
+    server = Server()
+    connection = server.connect().send(b"PUT /wait HTTP/1.1\r\n" + HOST + b"Content-Length: %d\r\n\r\n" % BIG)
+    connection.send(b"x" * 300000)
+    server.clock.pump([60.0] * 5)
+    assert connection.is_open
+    waiting = Server()
+    connection = waiting.connect().send(b"PUT /wait HTTP/1.1\r\n" + HOST + b"Content-Length: 5\r\nExpect: 100-continue\r\n\r\n")
+    waiting.clock.pump([60.0] * 5)
+    assert connection.is_open
+
+
+def test_too_many_connections() -> None:
+    """The longest idle one gives way; when all are busy the new one is turned away."""
+    server = Server(HttpLimits(connections_max=2))
+    first, second = server.connect().request("GET /bytes"), server.connect().request("GET /bytes")
+    third = server.connect().request("GET /wait")
+    assert first.transport.disconnecting
+    assert second.is_open
+    first.go()
+    second.request("GET /wait")
+    fourth = server.connect()
+    assert fourth.answer().code == "too-many-connections"
+    assert third.is_open
+    assert second.is_open
+
+
+def test_shutting_down_lets_answers_come_to_their_end() -> None:
+    """Idle connections close at once, others after their answer, the rest after the grace."""
+    server = Server()
+    idle, busy, endless = (server.connect() for _ in range(3))
+    idle.request("GET /bytes")
+    busy.request("GET /wait")
+    endless.request("GET /wait")
+    done = server.factory.shut_down(10)
+    assert idle.transport.disconnecting
+    server.app.pending[0].callback(b"bye")
+    assert busy.answer().headers["connection"] == "close"
+    for connection in (idle, busy):
+        connection.go()
+    assert not done.called
+    server.clock.advance(10)
+    assert endless.transport.aborted
+    endless.reset()
+    assert done.called
+    assert server.clock.getDelayedCalls() == []
+
+
+def test_the_access_log_has_no_ticket() -> None:
+    """What is noted of a request."""
+    server = Server()
+    server.connect().request("GET /bytes?a=b&ticket=secret", "User-Agent: test")
+    (access,) = server.log
+    assert attrs.asdict(access) == {
+        "peer": "192.168.1.1",
+        "method": "GET",
+        "target": "/bytes?a=b&ticket=-",
+        "version": "HTTP/1.1",
+        "status": 200,
+        "sent": 5,
+        "received": 0,
+        "duration_s": 0.0,
+        "user": None,
+        "agent": "test",
+        "complete": True,
+    }
+
+
+def test_five_hundred_slow_connections_cost_one_timer_each() -> None:
+    """Slow clients hold a little memory and a timer, and are all gone after their time."""
+    server = Server()
+    connections = [server.connect().send(b"GET /by") for _ in range(500)]
+    assert len(server.clock.getDelayedCalls()) == 500
+    server.clock.advance(20)
+    assert all(connection.transport.half_closed for connection in connections)
+
+
+# --- any bytes ---
+
+WORDS = [
+    b"GET /bytes HTTP/1.1\r\n" + HOST + b"\r\n",
+    b"HEAD /bytes HTTP/1.1\r\n" + HOST + b"\r\n",
+    b"PUT /count HTTP/1.1\r\n" + HOST + b"Content-Length: 5\r\n\r\nhello",
+    b"PUT /count HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+    b"PUT /refuse HTTP/1.1\r\n" + HOST + b"Content-Length: 5\r\n\r\nhello",
+    b"PUT /count HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\nx\r\n",
+    b"GET /files/ada/%ff HTTP/1.1\r\n" + HOST + b"\r\n",
+    b"GET /bug",
+    b"\r\n",
+    b"0",
+]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.one_of(st.sampled_from(WORDS), st.binary(max_size=5)), max_size=6), st.lists(st.integers(0, 600), max_size=9))
+def test_any_split_of_any_requests_gives_the_same_answers(words: list[bytes], cuts: list[int]) -> None:
+    """Nothing crashes, and how the bytes were cut does not show."""
+    data = b"".join(words)
+    limits = HttpLimits(head=HeadLimits(request_line_bytes_max=60, header_bytes_max=120, header_fields_max=4))
+    whole = Server(limits).connect().send(data)
+    split = Server(limits).connect()
+    edges = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
+    for start, stop in zip(edges, edges[1:], strict=False):
+        split.send(data[start:stop])
+    assert split.raw == whole.raw
+    assert split.is_open == whole.is_open
+    for connection in (whole, split):
+        connection.go()
+        assert connection.server.clock.getDelayedCalls() == []
+        assert connection.server.factory.connections == 0
+    heads = parse_answers(whole.raw, tuple(entry.method == "HEAD" for entry in whole.server.log))
+    assert [answer.status for answer in heads] == [entry.status for entry in whole.server.log if entry.status]
