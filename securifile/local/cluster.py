@@ -93,7 +93,7 @@ class LocalCluster:
         directory: Path,
         *,
         nodes: int = 5,
-        replicas: int = 2,
+        replicas: int | None = 2,
         tls: bool = True,
         accounts: Sequence[str] = ("alice", "bob"),
         ports: Callable[[str, int], Iterator[dict[str, int]]] = anywhere,
@@ -105,6 +105,7 @@ class LocalCluster:
 
         Args:
             nodes: how many; when there is a plan already it says so instead, as it does for `tls`.
+            replicas: the setting; None leaves it as it is.
             ports: proposals for a first start, by kind and number: `ports.usual` or `ports.anywhere`.
             options: more arguments for every node's command line.
             run: makes the command line of `securifile-admin` or `securifile-node` and its arguments.
@@ -175,7 +176,10 @@ class LocalCluster:
             node.wait_ready(_RUNNING_WITHIN_S)
         self.wait_running(*self.nodes)
         operator = self.operator()
-        if operator.request("GET", "/api/v1/settings").must(200).json()["replicas"] != self.replicas:
+        set_now = operator.request("GET", "/api/v1/settings").must(200).json()["replicas"]
+        if self.replicas is None:
+            self.replicas = set_now
+        elif self.replicas != set_now:
             operator.request("PATCH", "/api/v1/settings", json={"replicas": self.replicas}).must(200)
         known = {user["username"] for user in operator.request("GET", "/api/v1/users?limit=1000").must(200).json()["users"]}
         for username in self.plan.accounts.keys() - known:

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from securifile.local.cluster import ClusterError, LocalCluster
+from securifile.local.cluster import PLAN_FILE, ClusterError, LocalCluster
 from securifile.local.curl_lines import curl_lines
 from securifile.local.ports import usual
 from securifile.local.processes import READY_FILE, ServerDied, ServerNotReady, TimeRanOut, command_line, read_json
@@ -117,10 +117,12 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m securifile.local.demo", description="Run a SecuriFile cluster on this machine.")
     parser.add_argument("--directory", type=Path, default=Path("demo-data"), help="where it keeps everything (default: %(default)s)")
     parser.add_argument("--nodes", type=int, default=5, help="how many nodes, at the first run (default: %(default)s)")
-    parser.add_argument("--replicas", type=int, default=2, help="copies of each file beside the first (default: %(default)s)")
+    parser.add_argument("--replicas", type=int, help="copies of each file beside the first (default: 2, or as it was set)")
     parser.add_argument("--no-tls", action="store_true", help="turn all encryption off, for debugging")
     options = parser.parse_args(arguments)
-    if options.nodes < 1 or not 0 <= options.replicas < options.nodes:
+    if options.replicas is None and not (options.directory / PLAN_FILE).exists():
+        options.replicas = min(2, options.nodes - 1)
+    if options.nodes < 1 or (options.replicas is not None and not 0 <= options.replicas < options.nodes):
         parser.error("there must be at least one node, and fewer replicas than nodes")
     return options
 
