@@ -50,8 +50,9 @@ IDLE_MAX = 4
 """Idle connections kept for each server."""
 IDLE_S = 30.0
 CONNECT_S = 5.0
-STALL_S = 30.0
-"""Nothing moved for so long: a disk that is busy recovers sooner, a peer that is dead does not recover."""
+STALL_S = 60.0
+"""Nothing moved for so long: a busy disk recovers sooner, a dead peer does not recover, and a person on a line of 10 kB/s, to whom the
+blob is relayed, takes a frame in half of it."""
 
 
 class BulkHandlers(Protocol):
@@ -159,6 +160,10 @@ class _Incoming:
     def finish(self) -> None:
         """The stream is complete."""
         self._ended = True
+        if self._held:
+            # The connection is free for the next transfer, even while this one is still being read.
+            self._held = False
+            self._wire.unhold()
         if self._waiting is not None:
             self._fire().callback(b"")
 
@@ -181,7 +186,7 @@ class _Incoming:
         self._watch.end()
 
     def _release(self) -> None:
-        if self._held and self._unread_bytes <= UNREAD_BYTES_MAX // 2:
+        if self._held and self._unread_bytes <= UNREAD_BYTES_MAX - DATA_BYTES_MAX:
             self._held = False
             self._wire.unhold()
 
@@ -206,6 +211,8 @@ class _Outgoing:
         assert self._waiting is None, "one write at a time"
         if self._problem is not None:
             return fail(self._problem)
+        if not self._wire.usable:
+            return fail(StreamBroken(f"the connection to {self._wire.identity} is closed"))
         for start in range(0, len(data), DATA_BYTES_MAX):
             piece = data if len(data) <= DATA_BYTES_MAX else data[start : start + DATA_BYTES_MAX]
             self._wire.send(self._wire.connection.data(piece))
@@ -310,7 +317,7 @@ class BulkServer:
         except Exception as error:
             answer = self._refused(error, "store")
         self._incoming = None
-        if not self._wire.gone and not self._wire.connection.closed:
+        if self._wire.usable:
             # Sent before the rest of a refused stream is let in: the core passes it over from here on.
             self._wire.send(self._wire.connection.answer(number, answer))
         incoming.close()
@@ -323,19 +330,24 @@ class BulkServer:
         except CancelledError:
             raise
         except Exception as error:
-            self._wire.send(self._wire.connection.answer(number, self._refused(error, "fetch")))
+            if self._wire.usable:
+                self._wire.send(self._wire.connection.answer(number, self._refused(error, "fetch")))
             return
         try:
+            if not self._wire.usable:
+                return
             self._outgoing = _Outgoing(self._wire, self._stall_s)
             self._outgoing.writable(self._ready)
             self._wire.send(self._wire.connection.answer(number, answer))
             while data := await source.read():
                 await self._outgoing.write(data)
+            if not self._wire.usable:
+                return
             self._wire.send(self._wire.connection.end())
         except CancelledError:
             raise
         except Exception as error:
-            if not self._wire.gone and self._wire.connection.state is State.DOWNLOADING:
+            if self._wire.usable and self._wire.connection.state is State.DOWNLOADING:
                 self._wire.send(self._wire.connection.abort(self._refused(error, "fetch")))
         finally:
             self._outgoing = None
@@ -375,17 +387,21 @@ class _BulkClient:
     @property
     def usable(self) -> bool:
         """Whether another transfer can be made."""
-        return not self.wire.gone and self.wire.connection.state is State.IDLE
+        return self.wire.usable and self.wire.connection.state is State.IDLE
 
     def begin(self, message: StoreBlob | FetchBlob, outgoing: _Outgoing | None, incoming: _Incoming | None) -> Deferred[Any]:
         """Ask; fires with the answer, fails with `Refusal` or `StreamBroken`."""
         self._outgoing, self._incoming = outgoing, incoming
         if outgoing is not None:
             outgoing.writable(self._ready)
-        answer: Deferred[Any] = Deferred(lambda _: self.wire.cut())
+        answer: Deferred[Any] = Deferred(self._give_up)
         self._answer = answer
         self.wire.send(self.wire.connection.request(message)[1])
         return answer
+
+    def _give_up(self, answer: Deferred[Any]) -> None:
+        self._answer = None
+        self.wire.cut()
 
     def handle(self, event: Event) -> None:
         """Something arrived."""
@@ -405,12 +421,12 @@ class _BulkClient:
         elif isinstance(event, DataReceived) and self._incoming is not None:
             self._incoming.feed(event.data)
         elif isinstance(event, EndReceived) and self._incoming is not None:
+            # First, because the reader may want the connection again at once.
+            self.stale()
             self._incoming.finish()
-            self.stale()
         elif isinstance(event, AbortReceived) and self._incoming is not None:
-            refusal = refusal_from(event.refused)
-            self._incoming.fail(StreamBroken(f"{self.wire.identity} broke it off: {refusal}"))
             self.stale()
+            self._incoming.fail(StreamBroken(f"{self.wire.identity} broke it off: {refusal_from(event.refused)}"))
 
     def writable(self, ready: bool) -> None:
         """The transport is full, or has drained."""
@@ -464,6 +480,8 @@ class OutgoingTransfer:
         if self._done:
             return fail(self._result) if isinstance(self._result, Failure) else succeed(self._result)
         wire = self._client.wire
+        if not wire.usable:
+            return fail(StreamBroken(f"the connection to {wire.identity} is closed"))
         finishing: Deferred[Any] = Deferred(lambda _: self.abort())
         self._finishing = finishing
         wire.send(wire.connection.end())
@@ -483,7 +501,7 @@ class OutgoingTransfer:
         wire = self._client.wire
         aborted = StreamBroken("broken off by this side")
         self._outgoing.fail(aborted)
-        if not wire.gone and wire.connection.state is State.UPLOADING:
+        if wire.usable and wire.connection.state is State.UPLOADING:
             wire.send(wire.connection.abort(Refused(code=Code.BAD_REQUEST.value, detail="broken off by the sender")))
         wire.close(Code.BAD_REQUEST, "the transfer was broken off by the sender")
 

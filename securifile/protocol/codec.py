@@ -27,7 +27,7 @@ import typing
 from collections.abc import Callable, Mapping
 from enum import Enum
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import msgpack
@@ -76,7 +76,8 @@ def encode(message: messages.Message) -> bytes:
     cls = type(message)
     if MESSAGES.get(cls.__name__) is not cls:
         raise CodecError(f"{cls.__name__} is not a message")
-    return _pack([cls.__name__, _converter(cls).encode(message)])
+    converter = _converter(cast(Any, cls))
+    return _pack([cls.__name__, converter.encode(message)])
 
 
 def decode(data: bytes) -> messages.Message:
@@ -131,7 +132,7 @@ def decode_plain(hint: Any, data: bytes) -> Any:
 
 def _pack(plain: Any) -> bytes:
     try:
-        return typing.cast(bytes, msgpack.packb(plain, use_bin_type=True))
+        return cast(bytes, msgpack.packb(plain, use_bin_type=True))
     except (ValueError, OverflowError, TypeError, UnicodeError) as error:
         raise CodecError(f"cannot be packed: {error}") from None
 

@@ -411,8 +411,11 @@ class Connection:
         return encode_frame(FrameKind.ANSWER, _ID.pack(request), body)
 
     def cancel(self, request: int) -> bytes:
-        """Say that the answer is not wanted any more. It comes all the same, as `AnswerReceived(wanted=False)`; empty when it has come already."""
-        if not self._ours.get(request):
+        """Say that the answer is not wanted any more; empty when it has come already.
+
+        It comes all the same, as `AnswerReceived(wanted=False)`.
+        """
+        if self.closed or not self._ours.get(request):
             return b""
         self._send(Act.CANCEL)
         self._ours[request] = False
@@ -455,7 +458,7 @@ class Connection:
                 event = self._receive_frame(frame)
                 if event is not None:
                     events.append(event)
-                if self.state is State.CLOSED:
+                if self.closed:
                     return events
             if error is not None:
                 raise _Violation(str(error))
@@ -531,7 +534,7 @@ class Connection:
         if request in self._theirs or request == 0:
             raise _Violation(f"request id {request} cannot be used now")
         if len(self._theirs) >= self._limits.requests_in_flight_max:
-            unusable = Refused(code=Code.TOO_MANY_REQUESTS.value, detail="too many requests are in flight on this connection", retry_after_s=1)
+            unusable = Refused(code=Code.TOO_MANY_REQUESTS.value, detail="too many requests are in flight here", retry_after_s=1)
         self._theirs.add(request)
         return RequestReceived(request, message) if unusable is None else RequestUnusable(request, unusable)
 

@@ -101,7 +101,7 @@ class Peer:
     @property
     def connected(self) -> bool:
         """Whether the connection is up, as far as is known."""
-        return not self._wire.gone and not self._wire.connection.closed
+        return self._wire.usable
 
     def ask(self, message: Message, timeout_s: float) -> Deferred[Any]:
         """Ask and wait for the answer. Cancelling the Deferred tells the other end that the answer is not wanted.
@@ -214,7 +214,8 @@ class Peer:
         handler = self._handlers.get(type(message))
         if handler is None:
             name = type(message).__name__
-            self._answer(number, Refused(code=Code.UNKNOWN_MESSAGE.value, detail=f"a {self._wire.connection.here.kind} does not take {name}"))
+            detail = f"{self._wire.connection.here} does not take {name}"
+            self._answer(number, Refused(code=Code.UNKNOWN_MESSAGE.value, detail=detail))
             return
         handling = Deferred.fromCoroutine(self._run(handler, message))
         self._answering[number] = handling
@@ -432,9 +433,15 @@ class Link:
             raise NotAcceptable(f"expected {self.expected}, found {identity}")
 
     def _wait(self, delay_s: float) -> Deferred[None]:
-        pause: Deferred[None] = Deferred(lambda _: timer.cancel())
+        pause: Deferred[None] = Deferred()
         timer = self._clock.callLater(delay_s, self.hurry)
-        pause.addBoth(lambda result: (timer.active() and timer.cancel(), result)[1])
+
+        def awake(result: Failure | None) -> Failure | None:
+            if timer.active():
+                timer.cancel()
+            return result
+
+        pause.addBoth(awake)
         self._pause = pause
         return pause
 

@@ -1,7 +1,7 @@
-"""The protocol port of a server, and how to reach another's.
+r"""The protocol port of a server, and how to reach another's.
 
     protocol port --> sniff --> TLS --> Wire --hello--> control: rpc.Peer
-                                                    \\-> bulk: bulk.BulkServer
+                                                    \-> bulk: bulk.BulkServer
 
 Whoever connects must be a current member of the cluster (`is_member`): the certificate of a removed server opens nothing.
 """
@@ -19,7 +19,7 @@ from twisted.logger import Logger
 
 from securifile.model.errors import Code
 from securifile.model.servers import HostPort
-from securifile.protocol.bulk import BulkHandlers, BulkServer
+from securifile.protocol.bulk import STALL_S, BulkHandlers, BulkServer
 from securifile.protocol.connection import Connection, PeerIdentity, Purpose, Side
 from securifile.protocol.rpc import Handlers, Peer
 from securifile.protocol.wire import Connector, Identify, NotAcceptable, Session, Wire, claimed
@@ -61,7 +61,7 @@ class ControlAndBulkFactory(Factory):
         identify: Identify = claimed,
         on_connected: Callable[[Peer], None] = _nothing,
         on_lost: Callable[[Peer], None] = _nothing,
-        stall_s: float = 30.0,
+        stall_s: float = STALL_S,
     ) -> None:
         self._clock = clock
         self._here = here

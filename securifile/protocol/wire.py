@@ -128,6 +128,11 @@ class Wire(TwistedProtocol):
         return self.connection.peer.identity
 
     @property
+    def usable(self) -> bool:
+        """Whether something can be sent: neither lost nor closing."""
+        return not self.gone and not self._closing and not self.connection.closed
+
+    @property
     def session(self) -> Session | None:
         """What was opened, once it is."""
         return self._session

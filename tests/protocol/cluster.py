@@ -75,6 +75,7 @@ class Rig:
 
     def pool(self, **options: Any) -> BulkPool:
         """n2's bulk connections."""
+        options.setdefault("stall_s", 30.0)
         return BulkPool(
             clock=self.clock, connector=self.network.connector("n2"), here=N2, locate=lambda name: (AT_N1, N1), **options
         )

@@ -127,7 +127,10 @@ def test_encode_is_strict(message: Any) -> None:
         encode(message)
 
 
-@pytest.mark.parametrize("hostile", [b"\x91" * 3000, b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff", b"\xc7\x01\x05x"])
+@pytest.mark.parametrize(
+    "hostile",
+    [b"\x91" * 3000, b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff", b"\xc7\x01\x05x"],
+)
 def test_hostile(hostile: bytes) -> None:
     """Deep nesting, huge announced sizes and extension types are refused at once."""
     with pytest.raises(CodecError):

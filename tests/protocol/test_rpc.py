@@ -326,7 +326,7 @@ def test_close_all() -> None:
     link = rig.link()
     rig.result(factory.close_all())
     rig.settle(0.01)
-    with pytest.raises(PeerUnreachable, match="shutting down|nobody|lost"):
+    with pytest.raises(PeerUnreachable, match=r"shutting down|nobody|lost"):
         rig.result(link.ask(BEAT, 1))
     assert len(rig.left) == 1
 
@@ -350,9 +350,9 @@ def test_peer_that_does_not_read() -> None:
     [theirs] = rig.network.transports("n1")
     theirs.pauseProducing()
     facts = tuple(PersonGone(username="x" * 1000) for _ in range(3000))
-    lost = []
+    lost: list[object] = []
     for _ in range(10):
-        link.ask(Announce(position=Position(1, 1), facts=facts), 60).addErrback(lost.append)
+        link.ask(Announce(position=Position(1, 1), facts=facts), 60).addErrback(lambda failure: lost.append(failure))
         rig.settle()
     assert rig.lost
     assert len(lost) == 10

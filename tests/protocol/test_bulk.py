@@ -1,0 +1,420 @@
+"""Blobs between two servers on a network in memory."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, cast
+
+import attrs
+import pytest
+from twisted.internet.defer import Deferred, succeed
+from twisted.python.failure import Failure
+from zope.interface import implementer
+from zope.interface.verify import verifyObject
+
+from securifile.model.digests import DigestAlgorithm
+from securifile.model.errors import Code, DeadlineExceeded, PeerUnreachable, Refusal, StreamBroken
+from securifile.model.ids import AttemptId, EntryId
+from securifile.model.interfaces import IByteSink, IByteSource
+from securifile.protocol.bulk import UNREAD_BYTES_MAX, BulkPool, OutgoingTransfer
+from securifile.protocol.connection import PeerIdentity
+from securifile.protocol.messages import BlobFollows, BlobStored, FetchBlob, StoreBlob
+from tests.protocol.cluster import Rig
+
+ATTEMPT = AttemptId(b"a" * 16)
+STORE = StoreBlob(attempt=ATTEMPT, file=EntryId(b"f" * 16), version=1, algorithm=DigestAlgorithm.SHA256, size=None)
+MIB = 1024 * 1024
+
+
+@implementer(IByteSource)
+class Source:
+    """Chunks, then an end or an exception."""
+
+    def __init__(self, chunks: list[bytes], problem: Exception | None = None) -> None:
+        self.chunks = chunks
+        self.problem = problem
+        self.closed = False
+        self.reads = 0
+
+    def read(self) -> Deferred[bytes]:
+        self.reads += 1
+        if self.chunks:
+            return succeed(self.chunks.pop(0))
+        if self.problem is not None:
+            deferred: Deferred[bytes] = Deferred()
+            deferred.errback(self.problem)
+            return deferred
+        return succeed(b"")
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@attrs.define
+class Blobs:
+    """What a server does with bulk requests, to look at."""
+
+    stored: list[bytes] = attrs.field(factory=list)
+    broken: list[Exception] = attrs.field(factory=list)
+    source: Any = None
+    refuse: Exception | None = None
+    refuse_after: int | None = None
+    before_answer: Deferred[None] | None = None
+    go_on: Deferred[None] | None = None
+
+    async def store(self, peer: PeerIdentity, request: StoreBlob, source: Any) -> BlobStored:
+        if self.refuse is not None and self.refuse_after is None:
+            raise self.refuse
+        data = bytearray()
+        try:
+            while chunk := await source.read():
+                data += chunk
+                if self.go_on is not None:
+                    await self.go_on
+                if self.refuse is not None and self.refuse_after is not None and len(data) >= self.refuse_after:
+                    raise self.refuse
+        except StreamBroken as error:
+            self.broken.append(error)
+            raise
+        if self.before_answer is not None:
+            await self.before_answer
+        self.stored.append(bytes(data))
+        return BlobStored(size=len(data), digest=hashlib.sha256(data).digest())
+
+    async def fetch(self, peer: PeerIdentity, request: FetchBlob) -> tuple[BlobFollows, Any]:
+        if self.refuse is not None:
+            raise self.refuse
+        if self.before_answer is not None:
+            await self.before_answer
+        return BlobFollows(size=1000), self.source
+
+
+@pytest.fixture
+def rig() -> Rig:
+    return Rig()
+
+
+def start(rig: Rig, blobs: Any, **options: Any) -> BulkPool:
+    rig.serve(bulk=blobs)
+    return rig.pool(**options)
+
+
+def begin(rig: Rig, pool: BulkPool) -> OutgoingTransfer:
+    return rig.result(pool.store("n1", STORE))
+
+
+async def _read_all(source: Any) -> bytes:
+    data = bytearray()
+    while chunk := await source.read():
+        data += chunk
+    return bytes(data)
+
+
+async def _write_all(transfer: OutgoingTransfer, chunks: list[bytes]) -> BlobStored:
+    for chunk in chunks:
+        await transfer.write(chunk)
+    return await transfer.finish(60)
+
+
+async def _fetch_all(pool: BulkPool) -> tuple[BlobFollows, bytes]:
+    follows, source = await pool.fetch("n1", FetchBlob(attempt=ATTEMPT), 5)
+    return follows, await _read_all(source)
+
+
+def test_store(rig: Rig) -> None:
+    """What is written arrives, in frames of any size, and the answer comes after the end."""
+    blobs = Blobs()
+    pool = start(rig, blobs)
+    transfer = begin(rig, pool)
+    assert verifyObject(IByteSink, transfer)
+    data = bytes(range(256)) * 4096 * 3
+    stored = rig.result(_write_all(transfer, [data, b"x", b"", data]), steps=1000)
+    assert stored == BlobStored(size=len(data) * 2 + 1, digest=hashlib.sha256(data + b"x" + data).digest())
+    assert blobs.stored == [data + b"x" + data]
+
+
+def test_empty_blob(rig: Rig) -> None:
+    """A blob may be empty."""
+    blobs = Blobs()
+    assert rig.result(begin(rig, start(rig, blobs)).finish(5)).size == 0
+    assert blobs.stored == [b""]
+
+
+def test_fetch(rig: Rig) -> None:
+    """What the server's source gives arrives, and then the end."""
+    chunks = [b"a" * MIB, b"b", b"c" * 300_000]
+    blobs = Blobs(source=Source(list(chunks)))
+    follows, data = rig.result(_fetch_all(start(rig, blobs)), steps=1000)
+    assert (follows, data) == (BlobFollows(size=1000), b"".join(chunks))
+    assert blobs.source.closed
+
+
+def test_connections_are_kept(rig: Rig) -> None:
+    """Finished and refused transfers leave their connection to the next one; idle ones are closed after a while."""
+    blobs = Blobs()
+    pool = start(rig, blobs, idle_s=30)
+    for _ in range(3):
+        assert rig.result(_write_all(begin(rig, pool), [b"x"])).size == 1
+        blobs.source = Source([b"y"])
+        assert rig.result(_fetch_all(pool))[1] == b"y"
+    blobs.refuse = Refusal(Code.NOT_FOUND, "no such blob")
+    with pytest.raises(Refusal):
+        rig.result(_fetch_all(pool))
+    with pytest.raises(Refusal):
+        rig.result(_write_all(begin(rig, pool), [b"x" * MIB]))
+    rig.settle()
+    assert (len(rig.network.transports("n2")), pool.idle) == (1, 1)
+    rig.settle(31)
+    assert (len(rig.network.transports("n2")), pool.idle) == (0, 0)
+    assert rig.clock.getDelayedCalls() == []
+
+
+def test_several_at_once(rig: Rig) -> None:
+    """Transfers at the same time have connections of their own; only some are kept."""
+    blobs = Blobs()
+    pool = start(rig, blobs, idle_max=2)
+    transfers = [begin(rig, pool) for _ in range(5)]
+    for transfer in transfers:
+        assert rig.result(_write_all(transfer, [b"x"])).size == 1
+    rig.settle()
+    assert (pool.idle, len(rig.network.transports("n2"))) == (2, 2)
+
+
+def test_early_refusal(rig: Rig) -> None:
+    """A refusal in mid-stream fails the next write or the finish; the connection serves the next transfer."""
+    blobs = Blobs(refuse=Refusal(Code.DISK_FULL, "no room", free=3), refuse_after=100)
+    pool = start(rig, blobs)
+    transfer = begin(rig, pool)
+    rig.result(transfer.write(b"x" * 200))
+    rig.settle()
+    with pytest.raises(Refusal) as caught:
+        rig.result(transfer.write(b"y"))
+    assert (caught.value.code, caught.value.evidence) == (Code.DISK_FULL, {"free": 3})
+    with pytest.raises(Refusal):
+        rig.result(transfer.finish(5))
+    blobs.refuse = None
+    assert rig.result(_write_all(begin(rig, pool), [b"x"])).size == 1
+    assert len(rig.network.transports("n2")) == 1
+
+
+def test_refusal_crosses_the_end(rig: Rig) -> None:
+    """A refusal that crosses our data and our end on the way is the answer."""
+    blobs = Blobs(refuse=Refusal(Code.DISK_FULL, "no room"), refuse_after=1)
+    pool = start(rig, blobs)
+    transfer = begin(rig, pool)
+    transfer.write(b"x" * 10)
+    finishing = transfer.finish(5)
+    with pytest.raises(Refusal):
+        rig.result(finishing)
+    blobs.refuse = None
+    assert rig.result(_write_all(begin(rig, pool), [b"x"])).size == 1
+
+
+def test_abort(rig: Rig) -> None:
+    """An aborted blob is broken at the receiver, never complete."""
+    blobs = Blobs()
+    transfer = begin(rig, start(rig, blobs))
+    rig.result(transfer.write(b"x" * 10))
+    rig.settle()
+    transfer.abort()
+    with pytest.raises(StreamBroken):
+        rig.result(transfer.write(b"y"))
+    rig.settle(3)
+    assert blobs.stored == []
+    assert len(blobs.broken) == 1
+    assert rig.network.transports("n1") == []
+    assert rig.clock.getDelayedCalls() == []
+
+
+@pytest.mark.parametrize("host", ["n1", "n2"])
+def test_lost(rig: Rig, host: str) -> None:
+    """A lost connection breaks the stream at both ends."""
+    blobs = Blobs()
+    transfer = begin(rig, start(rig, blobs))
+    rig.result(transfer.write(b"x" * 10))
+    rig.settle()
+    rig.network.crash(host)
+    rig.settle()
+    with pytest.raises(StreamBroken):
+        rig.result(transfer.write(b"y"))
+    with pytest.raises(StreamBroken):
+        rig.result(transfer.finish(5))
+    assert (blobs.stored, len(blobs.broken)) == ([], 1)
+
+
+def test_source_breaks(rig: Rig) -> None:
+    """When the server's source breaks in mid-stream, so does the reader's, after what came before; it is no end."""
+    blobs = Blobs(source=Source([b"good"], OSError("rot")))
+    pool = start(rig, blobs)
+    _, source = rig.result(pool.fetch("n1", FetchBlob(attempt=ATTEMPT), 5))
+    rig.settle()
+    assert verifyObject(IByteSource, source)
+    assert rig.result(source.read()) == b"good"
+    with pytest.raises(StreamBroken, match="OSError"):
+        rig.result(source.read())
+    assert blobs.source.closed
+
+
+def test_reader_closes_early(rig: Rig) -> None:
+    """Closing the source early closes the connection, and the server's source."""
+    blobs = Blobs(source=Source([b"x" * MIB] * 20))
+    pool = start(rig, blobs)
+    _, source = rig.result(pool.fetch("n1", FetchBlob(attempt=ATTEMPT), 5))
+    rig.result(source.read())
+    source.close()
+    rig.settle()
+    assert blobs.source.closed
+    assert rig.network.transports("n1") == []
+    with pytest.raises(StreamBroken):
+        rig.result(source.read())
+
+
+def test_slow_writer_waits(rig: Rig) -> None:
+    """While the receiver does not consume, the sender waits, and what is under way is bounded."""
+    blobs = Blobs(go_on=Deferred())
+    transfer = begin(rig, start(rig, blobs))
+    written = 0
+    while True:
+        waiting = transfer.write(b"x" * 262144)
+        written += 262144
+        rig.settle()
+        if not waiting.called:
+            break
+        assert written < 4 * MIB
+    assert written <= UNREAD_BYTES_MAX + 5 * 262144
+    assert blobs.go_on is not None
+    blobs.go_on.callback(None)
+    rig.settle()
+    assert waiting.called
+    assert rig.result(transfer.finish(5)).size == written
+
+
+def test_slow_reader_is_waited_for(rig: Rig) -> None:
+    """While the reader does not consume, the server's source is not read, and all is delivered in the end."""
+    blobs = Blobs(source=Source([b"x" * 262144] * 100))
+    _, source = rig.result(start(rig, blobs).fetch("n1", FetchBlob(attempt=ATTEMPT), 5))
+    rig.settle()
+    assert blobs.source.reads < 12
+    assert cast(Any, source).unread_bytes <= UNREAD_BYTES_MAX + 262144
+    rig.settle(20)
+    assert len(rig.result(_read_all(source), steps=10_000)) == 100 * 262144
+
+
+def test_stalled_sender(rig: Rig) -> None:
+    """A sender that sends nothing for the time allowed is broken off."""
+    blobs = Blobs()
+    transfer = begin(rig, start(rig, blobs))
+    rig.result(transfer.write(b"x"))
+    rig.settle(29)
+    assert blobs.broken == []
+    rig.settle(2)
+    assert len(blobs.broken) == 1
+    with pytest.raises(StreamBroken):
+        rig.result(transfer.finish(5))
+
+
+def test_stalled_receiver(rig: Rig) -> None:
+    """A receiver that takes nothing for the time allowed is broken off."""
+    blobs = Blobs(go_on=Deferred())
+    transfer = begin(rig, start(rig, blobs))
+    outcomes: list[Any] = []
+    for _ in range(8):
+        waiting = transfer.write(b"x" * 262144)
+        rig.settle()
+        if not waiting.called:
+            break
+    waiting.addBoth(outcomes.append)
+    rig.settle(31)
+    [outcome] = outcomes
+    assert isinstance(outcome, Failure)
+    assert outcome.check(StreamBroken)
+
+
+def test_late_answers(rig: Rig) -> None:
+    """An answer that takes too long is a `DeadlineExceeded`, and the connection is not used again."""
+    blobs = Blobs(before_answer=Deferred())
+    pool = start(rig, blobs)
+    finishing = begin(rig, pool).finish(2)
+    rig.settle(2.5)
+    with pytest.raises(DeadlineExceeded):
+        rig.result(finishing)
+    blobs.before_answer = Deferred()
+    fetching = Deferred.fromCoroutine(pool.fetch("n1", FetchBlob(attempt=ATTEMPT), 2))
+    rig.settle(2.5)
+    with pytest.raises(DeadlineExceeded):
+        rig.result(fetching)
+    rig.settle()
+    assert (pool.idle, rig.network.transports("n2")) == (0, [])
+
+
+def test_handler_that_does_not_finish_reading(rig: Rig) -> None:
+    """A handler that answers before the end is a bug, answered as one."""
+
+    @attrs.define
+    class Hasty(Blobs):
+        async def store(self, peer: PeerIdentity, request: StoreBlob, source: Any) -> BlobStored:
+            await source.read()
+            return BlobStored(size=1, digest=b"")
+
+    transfer = begin(rig, start(rig, Hasty()))
+    rig.result(transfer.write(b"x"))
+    rig.settle()
+    with pytest.raises(Refusal) as caught:
+        rig.result(transfer.finish(1))
+    assert caught.value.code is Code.BUG
+
+
+def test_no_blobs_here(rig: Rig) -> None:
+    """A server without blobs refuses bulk requests."""
+    rig.serve(bulk=None)
+    pool = rig.pool()
+    with pytest.raises(Refusal):
+        rig.result(_fetch_all(pool))
+    with pytest.raises(Refusal):
+        rig.result(_write_all(begin(rig, pool), [b"x"]))
+
+
+def test_unreachable(rig: Rig) -> None:
+    """Where nobody listens, or nobody gets through, `PeerUnreachable` comes within the time for connecting."""
+    pool = rig.pool()
+    with pytest.raises(PeerUnreachable):
+        begin(rig, pool)
+    rig.network.cut("n1", "n2")
+    waiting = Deferred.fromCoroutine(pool.store("n1", STORE))
+    rig.settle(5.1)
+    with pytest.raises(PeerUnreachable):
+        rig.result(waiting)
+
+
+def test_not_a_member(rig: Rig) -> None:
+    """A removed server cannot move blobs."""
+    rig.members.clear()
+    with pytest.raises(PeerUnreachable, match="not a member"):
+        begin(rig, start(rig, Blobs()))
+
+
+def test_idle_connection_that_died(rig: Rig) -> None:
+    """An idle connection that was lost is not used again."""
+    pool = start(rig, Blobs())
+    rig.result(_write_all(begin(rig, pool), [b"x"]))
+    rig.network.crash("n1")
+    rig.settle()
+    assert pool.idle == 0
+    assert rig.result(_write_all(begin(rig, pool), [b"x"])).size == 1
+
+
+def test_stop(rig: Rig) -> None:
+    """Stopping breaks what is under way and closes everything."""
+    blobs = Blobs()
+    pool = start(rig, blobs)
+    rig.result(_write_all(begin(rig, pool), [b"x"]))
+    first, second = begin(rig, pool), begin(rig, pool)
+    rig.result(pool.stop())
+    rig.settle(3)
+    for transfer in (first, second):
+        with pytest.raises(StreamBroken):
+            rig.result(transfer.write(b"x"))
+    with pytest.raises(PeerUnreachable):
+        begin(rig, pool)
+    assert len(blobs.broken) == 2
+    assert rig.clock.getDelayedCalls() == []
