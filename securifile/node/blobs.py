@@ -173,7 +173,7 @@ class DiskBlobWriter:
         self._taking = True
         self._finished = False
         self._discarded = False
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._job_over: list[Deferred[None]] = []
         self._ending = DeferredLock()
 
@@ -284,7 +284,7 @@ class DiskBlobWriter:
     def _end_job(self, result: Failure | None, count: int) -> None:
         self._busy = False
         if isinstance(result, Failure):
-            self._error = result.value if isinstance(result.value, Exception) else RuntimeError(repr(result.value))
+            self._error = result.value
             self._gathered = []
             self.abandon()
         else:
