@@ -301,9 +301,9 @@ def _read_timestamp(word: bytes) -> float | None:
         raise MalformedMessage("the timestamp names no moment") from error
 
 
-_NUMBER = re.compile("[1-9][0-9]{0,18}")
+_NUMBER = re.compile("[1-9][0-9]{0,17}")  # fits 64 bits
 _INTEGER = re.compile("-?[0-9]{1,19}")
-_DECIMAL = re.compile(r"-?[0-9]{1,19}(\.[0-9]{1,19})?(e[+-]?[0-9]{1,2})?")
+_DECIMAL = re.compile(r"-?[0-9]{1,19}(\.[0-9]{1,25})?(e[+-]?[0-9]{1,3})?")
 _BOOT = re.compile("[0-9A-Za-z._-]{1,64}")
 
 
@@ -342,7 +342,8 @@ def _integer(said: dict[str, str], name: str) -> int | None:
 
 
 def _decimal(said: dict[str, str], name: str) -> float | None:
-    return float(said[name]) if _DECIMAL.fullmatch(said.get(name, "")) else None
+    number = float(said[name]) if _DECIMAL.fullmatch(said.get(name, "")) else math.nan
+    return number if math.isfinite(number) else None
 
 
 def _unpercent(text: str) -> str:

@@ -29,9 +29,10 @@ class Rounds:
         self._asked = True
         if not self._under_way:
             self._under_way = True
-            self._running = Deferred.fromCoroutine(self._run())
-            # Not before: with work that answers at once all is done by now.
-            self._running.addErrback(lambda _: None)
+            running = Deferred.fromCoroutine(self._run())
+            # Work that answers at once has ended by now, and another round may have begun in the meantime.
+            if not running.called:
+                self._running = running
 
     def idle(self) -> Deferred[None]:
         """Fires when no round is under way and none is asked for."""

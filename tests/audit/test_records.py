@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ RECORDS = st.builds(
     peer=st.none() | ANY_TEXT,
     detail=st.none() | ANY_TEXT,
 )
-NUMBERED = st.builds(NumberedRecord, boot=st.just("b0071234"), number=st.integers(1, 2**62), record=RECORDS)
+NUMBERED = st.builds(NumberedRecord, boot=st.just("b0071234"), number=st.integers(1, 10**18 - 1), record=RECORDS)
 
 READ = AuditRecord(
     at=1795255063.25, server="node-1", event="read", person="ann", path='/ann/"plan" [1].txt', entry="00ff", status=200, bytes=5,
@@ -77,7 +78,10 @@ def test_stored_example() -> None:
     assert record_of(parse_message(expected)) == numbered(READ)
 
 
-@given(st.sampled_from(["person", "path", "detail", "peer", "server", "event", "entry"]), st.sampled_from(['"', "\n", "é", "\U0001f600", "\ud800", "%"]))
+@given(
+    st.sampled_from(["person", "path", "detail", "peer", "server", "event", "entry"]),
+    st.sampled_from(['"', "\n", "é", "\U0001f600", "\ud800", "%"]),
+)
 def test_too_long_is_cut(field: str, character: str) -> None:
     """Values of any length make a message that every receiver of ours takes, and that still has its name."""
     written = format_record(numbered(attrs.evolve(READ, **{field: character * 100_000})), version="1.0")
@@ -92,7 +96,7 @@ def test_too_long_is_cut(field: str, character: str) -> None:
 def test_everything_too_long() -> None:
     """All texts at once, each as long and as hard to write as can be, still fit one message."""
     worst = "\U000e0001\n]" * 50_000
-    fields = {name: worst for name in ("server", "event", "person", "path", "entry", "peer", "detail")}
+    fields = dict.fromkeys(("server", "event", "person", "path", "entry", "peer", "detail"), worst)
     written = format_record(numbered(attrs.evolve(READ, **fields)), version="x" * 1000)
     assert len(written) <= MESSAGE_BYTES_MAX
     assert record_of(parse_message(written)) is not None
@@ -119,7 +123,8 @@ def test_strange_numbers(strange: dict[str, Any]) -> None:
     ("fields", "severity"),
     [
         ({"status": 200}, INFORMATIONAL), ({"status": 307}, INFORMATIONAL), ({"status": 404}, NOTICE), ({"status": 403}, WARNING),
-        ({"status": 503}, ERROR), ({"detail": "running -> failed"}, ERROR), ({"detail": "running -> down"}, WARNING), ({"detail": None}, NOTICE),
+        ({"status": 503}, ERROR), ({"detail": "running -> failed"}, ERROR), ({"detail": "running -> down"}, WARNING),
+        ({"detail": None}, NOTICE),
     ],
 )  # fmt: skip
 def test_severity(fields: dict[str, Any], severity: int) -> None:
@@ -129,7 +134,8 @@ def test_severity(fields: dict[str, Any], severity: int) -> None:
 
 def test_rfc_examples() -> None:
     """The examples of RFC 5424 (6.5) are read as it explains them."""
-    first = parse_message(b"<34>1 2003-10-11T22:14:15.003Z mymachine.example.com su - ID47 - \xef\xbb\xbf'su root' failed for lonvick on /dev/pts/8")
+    head = b"<34>1 2003-10-11T22:14:15.003Z mymachine.example.com su - ID47 - "
+    first = parse_message(head + b"\xef\xbb\xbf'su root' failed for lonvick on /dev/pts/8")
     assert (first.facility, first.severity, first.at, first.procid) == (4, 2, 1065910455.003, None)
     assert first.text == "'su root' failed for lonvick on /dev/pts/8"
     second = parse_message(b"<165>1 2003-08-24T05:14:15.000003-07:00 192.0.2.1 myproc 8710 - - %% It's time to make the do-nuts.")
@@ -151,7 +157,8 @@ def test_backslash_before_anything_else_is_a_backslash() -> None:
 
 @pytest.mark.parametrize(
     "garbage",
-    [b"", b"<", b"<192>1 - - - - - -", b"<013>1 - - - - - -", b"<13>2 - - - - - -", b"<13>1 - - - - - ", b"<13>1 - - - - - [", b'<13>1 - - - - - [a b="]"]',
+    [b"", b"<", b"<192>1 - - - - - -", b"<013>1 - - - - - -", b"<13>2 - - - - - -", b"<13>1 - - - - - ", b"<13>1 - - - - - [",
+     b'<13>1 - - - - - [a b="]"]',
      b"<13>1 - - - - - -x", b"<13>1 2003-13-11T22:14:15Z - - - - -", b"<13>1 2003-10-11T22:14:60Z - - - - -", b"<13>1 yesterday - - - - -"],
 )  # fmt: skip
 def test_malformed(garbage: bytes) -> None:
@@ -166,7 +173,5 @@ def test_garbage(data: bytes, at: int, byte: int) -> None:
     good = bytearray(format_record(numbered(READ), version="1.0"))
     good[at % len(good)] = byte
     for candidate in (data, bytes(good)):
-        try:
+        with contextlib.suppress(MalformedMessage):
             record_of(parse_message(candidate))
-        except MalformedMessage:
-            pass

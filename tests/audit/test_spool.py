@@ -325,7 +325,10 @@ def test_rot_in_the_middle_is_set_aside(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.glob("*.damaged")] == [first.name + ".damaged"]
 
 
-@pytest.mark.parametrize("content", [b"", b"securifile-confirmed 1\nb1 2\n", b"\0" * 30, b"securifile-confirmed 1\nb1 x\nend\n", b"securifile-confirmed 9\nb1 2\nend\n"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"securifile-confirmed 1\nb1 2\n", b"\0" * 30, b"securifile-confirmed 1\nb1 x\nend\n", b"securifile-confirmed 9\nb1 2\nend\n"],
+)
 def test_lost_marks_mean_sent_again(tmp_path: Path, content: bytes) -> None:
     """Without a readable note of what was confirmed, records are sent again: the receiver knows them."""
     trail = spool(tmp_path)
