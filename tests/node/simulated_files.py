@@ -86,6 +86,10 @@ class SimulatedFiles:
         self._crashed = False
         self.before = lambda number, name: None
 
+    def restart(self) -> None:
+        """The process is gone, the machine is not: only open files are closed."""
+        self._open.clear()
+
     @property
     def descriptors(self) -> int:
         """How many files are open."""
