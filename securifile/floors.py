@@ -64,6 +64,10 @@ FLOORS: dict[str, int] = {
     "securifile.certificates.join": DECISIONS,
     "securifile.certificates.names": DECISIONS,
     "securifile.certificates.*": HANDS,
+    # client
+    "securifile.client.errors": DECISIONS,
+    "securifile.client.status": DECISIONS,
+    "securifile.client.wire": DECISIONS,
     # the rooms where work is done by hand
     "securifile.admin.*": HANDS,
     "securifile.client.*": HANDS,
