@@ -134,7 +134,7 @@ class IBlobStore(Interface):
         """Start a blob: an `IBlobWriter`. Raises `DiskFull`, `BlobExists`."""
 
     def open(attempt: Any) -> Deferred[Any]:
-        """An `IBlobReader`. Raises `NoSuchBlob`."""
+        """An `IBlobReader`. Raises `NoSuchBlob`, `CorruptBlock` (what is needed to check it is damaged)."""
 
     def commit(attempt: Any, version: int, position: Any) -> Deferred[None]:
         """Note in the sidecar that the attempt was committed. Raises `NoSuchBlob`."""

@@ -189,7 +189,7 @@ class BlobFolder:
     def load(self, attempt: AttemptId) -> SidecarFile:
         """Read the sidecar. Raises `NoSuchBlob`, `DamagedSidecar`."""
         with self._opened(self._meta(attempt), attempt) as descriptor:
-            loaded = decode_sidecar(self.files.read(descriptor, self.files.size(descriptor), 0))
+            loaded = decode_sidecar(_readable(self.files, descriptor, self.files.size(descriptor), 0))
         if loaded.sidecar.attempt != attempt:
             raise DamagedSidecar(f"it is of another blob, {loaded.sidecar.attempt}")
         return loaded
@@ -223,12 +223,7 @@ class BlobFolder:
         pieces: list[bytes] = []
         for block in range(start // BLOCK_BYTES, -(-stop // BLOCK_BYTES)):
             offset = block * BLOCK_BYTES
-            try:
-                data = self.files.read(descriptor, min(BLOCK_BYTES, loaded.sidecar.size - offset), offset)
-            except OSError as error:
-                if error.errno != errno.EIO:
-                    raise
-                data = b""  # the medium cannot give the block: as bad as a wrong one, and mended in the same way
+            data = _readable(self.files, descriptor, min(BLOCK_BYTES, loaded.sidecar.size - offset), offset)
             if not loaded.good(block, data):
                 attempt = loaded.sidecar.attempt
                 return pieces, CorruptBlock(f"block {block} of blob {attempt} is not what was written", attempt=attempt, block=block)
@@ -260,9 +255,10 @@ class BlobFolder:
         if size is None:
             return 0
         aside = os.path.join(self._quarantine, str(attempt))
-        with suppress(FileNotFoundError):
-            self.files.remove(aside + _REASON)
-        self._write_whole(aside + _REASON, reason.encode() + b"\n")
+        with suppress(OSError):  # on a full disk a bad blob must go even unexplained
+            with suppress(FileNotFoundError):
+                self.files.remove(aside + _REASON)
+            self._write_whole(aside + _REASON, reason.encode() + b"\n")
         self.files.rename(self._data(attempt), aside)
         with suppress(FileNotFoundError):
             self.files.rename(self._meta(attempt), aside + _META)
@@ -301,6 +297,16 @@ class BlobFolder:
 
     def _incoming_meta(self, attempt: AttemptId) -> str:
         return self._incoming_data(attempt) + _META
+
+
+def _readable(files: Files, descriptor: int, count: int, offset: int) -> bytes:
+    """What the medium still gives: nothing where it cannot read, which is as bad as wrong bytes and is mended in the same way."""
+    try:
+        return files.read(descriptor, count, offset)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return b""
 
 
 @contextmanager

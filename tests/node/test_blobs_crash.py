@@ -318,25 +318,53 @@ def test_a_damaged_sidecar_serves_nothing() -> None:
     assert files.descriptors == 0
 
 
+class Scratched(SimulatedFiles):
+    """Cannot read the second block of anything, nor any sidecar of the blob A."""
+
+    def read(self, descriptor: int, count: int, offset: int) -> bytes:
+        data = super().read(descriptor, count, offset)
+        if offset or (data[:4] == b"SFbm" and A.value in data):
+            raise OSError(errno.EIO, "scratched")
+        return data
+
+
 def test_a_block_the_medium_cannot_read_is_corrupt() -> None:
     """An I/O error in the middle of a blob is a bad block, so that another holder's is taken; the good ones before it come out."""
-    files, _ = a_full_store()
-
-    class Scratched(SimulatedFiles):
-        """Cannot read the second block of anything."""
-
-        def read(self, descriptor: int, count: int, offset: int) -> bytes:
-            if offset:
-                raise OSError(errno.EIO, "scratched")
-            return super().read(descriptor, count, offset)
-
-    scratched = Scratched()
-    scratched.__dict__.update(files.__dict__)
-    reader = run(a_store(scratched).open(A))
+    files = Scratched()
+    store = a_store(files)
+    run(store.recover())
+    run(put(store, B, OTHER))
+    reader = run(store.open(B))
     source = reader.source(0, reader.size)
-    assert run(source.read()) == DATA[: 256 * 1024]
+    assert run(source.read()) == OTHER[: 256 * 1024]
     with pytest.raises(CorruptBlock):
         run(source.read())
+
+
+def test_a_sidecar_the_medium_cannot_read_does_not_stop_the_node() -> None:
+    """The node starts without that blob."""
+    files = Scratched()
+    store = a_store(files)
+    run(store.recover())
+    run(put(store, A, DATA))
+    run(put(store, B, OTHER))
+    recovery = run(a_store(files).recover())
+    assert ([attempt for attempt, _ in recovery.quarantined], recovery.blobs) == ([A], 1)
+
+
+def test_a_full_disk_does_not_keep_a_bad_blob_in_service() -> None:
+    """Where there is no room for the reason, the blob goes to the quarantine without."""
+    files, store = a_full_store()
+
+    def full(number: int, name: str) -> None:
+        if name in ("create", "write"):
+            raise OSError(errno.ENOSPC, "full")
+
+    files.before = full
+    run(store.quarantine(A, "it smells"))
+    with pytest.raises(NoSuchBlob):
+        run(store.open(A))
+    assert f"/srv/store/quarantine/{A}" in files.tree()
 
 
 def test_a_torn_commit_note_leaves_the_blob_staged() -> None:
