@@ -116,6 +116,7 @@ class SqliteDatabase:
             raise ValueError(f"no such way to synchronise: {synchronous}")
         self._path = path
         self._synchronous = synchronous
+        self._closed = False
         self._writer_turn = DeferredLock()
         self._writer = self._connect()
         if path is None:
@@ -142,6 +143,7 @@ class SqliteDatabase:
         refuse_nesting(self)
         await self._writer_turn.acquire()
         try:
+            self._refuse_when_closed()
             with _translated():
                 self._writer.execute("BEGIN IMMEDIATE")
             sql = SqliteSql(self._writer)
@@ -161,6 +163,7 @@ class SqliteDatabase:
         await self._snapshot_turn.acquire()
         connection = self._snapshot
         try:
+            self._refuse_when_closed()
             sql = SqliteSql(connection)
             try:
                 with _translated():
@@ -185,6 +188,7 @@ class SqliteDatabase:
         for turn in turns:
             await turn.acquire()
         try:
+            self._closed = True
             self.sql.end()
             # The writer last: whoever closes last folds the log into the file.
             for connection in (self._look, self._snapshot, self._writer):
@@ -192,6 +196,10 @@ class SqliteDatabase:
         finally:
             for turn in turns:
                 turn.release()
+
+    def _refuse_when_closed(self) -> None:
+        if self._closed:
+            raise DatabaseUnavailable("the database is closed")
 
     def _commit(self, name: str) -> None:
         try:
