@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import attrs
 from klein import Klein
+from twisted.internet.defer import CancelledError
 from twisted.internet.interfaces import IReactorTime
 
 from securifile.http.answers import details_json, entry_json, path_text, person_json, time_text
@@ -22,7 +23,7 @@ from securifile.http.json_body import Fields, answer_json, read_json
 from securifile.http.problems import refusal_of, status_of
 from securifile.http.ranges import Verdict, etag_of, evaluate, parse_preconditions
 from securifile.http.targets import Target, parse_place, parse_target
-from securifile.model.errors import Code, Refusal
+from securifile.model.errors import Code, Refusal, StreamBroken
 from securifile.model.facts import Entry, File, Folder
 from securifile.model.ids import EntryId
 from securifile.model.records import AuditRecord
@@ -35,6 +36,9 @@ PAGE = 500
 """Entries a page, unless asked for fewer."""
 PAGE_MAX = 5000
 """More than this in one answer would hold up everybody else's."""
+
+CLIENT_GONE = 499
+"""Recorded when a client left before its answer; nginx's number, for want of a standard one."""
 
 NOT_HERE = "There is nothing here, or nothing that you may see."
 
@@ -156,6 +160,9 @@ class SharedApi:
                 access.caller = await self._authenticator.caller(request)
                 request.user = access.caller.username
             answer = await handler(request, access)
+        except (StreamBroken, CancelledError):
+            audit.note(self._record(request, access, began, CLIENT_GONE, "the client went away"))
+            raise
         except Exception as error:
             refusal = refusal_of(error)
             if refusal is not None and refusal.code is not Code.NO_CREDENTIALS:

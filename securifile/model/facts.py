@@ -117,6 +117,8 @@ class Server:
     """DER SubjectPublicKeyInfo of its certificate; tickets are checked with it."""
     status: Status
     """The summary over all observers (section 3)."""
+    syslog_address: str = ""
+    """Where an admin server takes audit records: `host:port`; empty for a node."""
 
 
 @attrs.frozen(kw_only=True)

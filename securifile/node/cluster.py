@@ -329,7 +329,7 @@ class Cluster:
         server = self.roster.servers.get(name)
         if server is None or self.roster.cluster is None:
             raise PeerUnreachable(f"{name} is not a member of this cluster")
-        return HostPort.parse(server.protocol_address), PeerIdentity(self.roster.cluster, server.kind, server.name)
+        return HostPort.parse(server.protocol_address), PeerIdentity(cluster=self.roster.cluster, kind=server.kind, name=server.name)
 
     def is_member(self, identity: PeerIdentity) -> bool:
         """Whether a peer that connects is a member of this cluster now."""

@@ -74,7 +74,8 @@ FACT_TABLES = (
         url {text} NOT NULL,
         protocol_address {text} NOT NULL,
         public_key {bytes} NOT NULL,
-        status {text} NOT NULL)""",
+        status {text} NOT NULL,
+        syslog_address {text} NOT NULL)""",
     """CREATE TABLE settings (
         cluster {text} PRIMARY KEY,
         body {text} NOT NULL)""",

@@ -1,0 +1,181 @@
+"""The read path: from a `GET` to the bytes, here or where the file is.
+
+The origin serves, or the first running replica by priority; every other node redirects there, with a ticket. With
+`?relay=1` a node streams the bytes through for clients that cannot follow.
+"""
+
+from __future__ import annotations
+
+import mimetypes
+from email.utils import formatdate
+from typing import Any
+from urllib.parse import quote
+
+from securifile.http.authentication import Authenticator
+from securifile.http.channel import Request
+from securifile.http.digest_fields import format_digest
+from securifile.http.ranges import (
+    ByteRange,
+    Verdict,
+    content_range,
+    etag_of,
+    evaluate,
+    parse_preconditions,
+    parse_range,
+    range_applies,
+    unsatisfied_range,
+)
+from securifile.http.redirects import Redirector, check_ticket
+from securifile.http.shared_api import Access, Answer, Found, SharedApi, Streamed, authorise
+from securifile.http.targets import Target
+from securifile.model.errors import Code, Refusal, StreamBroken
+from securifile.model.facts import File, Folder
+from securifile.model.roles import Action, Role
+from securifile.model.serving import serving_order
+from securifile.node.acting import Acting
+from securifile.node.cluster import Cluster
+from securifile.node.sources import Sources, VersionSource
+from securifile.node.transfers import Transfer, Transfers
+from securifile.sql import directory
+
+HeaderList = list[tuple[bytes, bytes]]
+
+
+class Downloads:
+    """Gives files on one node."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        cluster: Cluster,
+        acting: Acting,
+        authenticator: Authenticator,
+        sources: Sources,
+        transfers: Transfers,
+        redirector: Redirector,
+    ) -> None:
+        self._name = name
+        self._cluster = cluster
+        self._acting = acting
+        self._authenticator = authenticator
+        self._sources = sources
+        self._transfers = transfers
+        self._redirector = redirector
+
+    async def get(self, api: SharedApi, request: Request, access: Access, target: Target) -> Answer | Streamed:
+        """Answer `GET` or `HEAD` of a file. Raises `Refusal`."""
+        found = await api.find(access, target, Action.READ)
+        file = found.entry
+        if isinstance(file, Folder):
+            raise Refusal(Code.IS_A_FOLDER, "This is a folder. Put a slash at the end to list it.")
+        check_ticket(access.signed_in, file.id)
+        etag = etag_of(file.id, file.version.number)
+        preconditions = parse_preconditions(request.header)
+        headers = content_headers(file, etag)
+        if evaluate(preconditions, "GET", etag) is Verdict.NOT_MODIFIED:
+            return Answer(status=304, headers=tuple(headers))
+        wanted: ByteRange | None = None
+        if range_applies(preconditions, etag):
+            try:
+                wanted = parse_range(request.header("range"), file.version.size)
+            except Refusal:
+                request.setHeader(b"Content-Range", unsatisfied_range(file.version.size).encode("ascii"))
+                raise
+        if request.method == b"HEAD":
+            return self._head(request, file, headers)
+        order = serving_order(file.version, self._cluster.is_available)
+        if not order:
+            raise self._nobody(file)
+        if request.query("relay") == "1" or (access.signed_in.ticket is not None and self._name in order):
+            order.sort(key=lambda holder: holder != self._name)
+        elif order[0] != self._name:
+            return self._redirector.to(request, access.signed_in, target, node=order[0], file=file.id)
+        return await self._stream(request, access, found, file, headers, wanted, order)
+
+    def _nobody(self, file: File) -> Refusal:
+        servers = self._cluster.roster.servers
+        tried = [
+            {"server": holder, "status": servers[holder].status.value if holder in servers else "removed"} for holder in file.version.holders
+        ]
+        return Refusal(
+            Code.NO_HOLDER,
+            f"None of the servers that have this file is running: {', '.join(file.version.holders)}. Try again later.",
+            retry_after_s=5.0,
+            tried=tried,
+        )
+
+    def _head(self, request: Request, file: File, headers: HeaderList) -> Streamed:
+        request.start(200, headers, file.version.size).finish()
+        return Streamed(status=200)
+
+    async def _stream(
+        self, request: Request, access: Access, found: Found, file: File, headers: HeaderList, wanted: ByteRange | None, order: list[str]
+    ) -> Streamed:
+        size = file.version.size
+        start, stop = (0, size) if wanted is None else (wanted.start, wanted.stop)
+        status = 200 if wanted is None else 206
+        if wanted is not None:
+            headers.append((b"Content-Range", content_range(wanted, size).encode("ascii")))
+        source = self._sources.open(file.version, order, start, stop)
+        access.bytes = 0
+        try:
+            # The first bytes before the status: while nothing is sent, "nobody has it" is still a clean answer.
+            first = await source.read()
+            await self._send(request, access, found, source, first, status, headers, stop - start)
+        finally:
+            source.close()
+        return Streamed(status=status)
+
+    async def _send(
+        self, request: Request, access: Access, found: Found, source: VersionSource, first: bytes, status: int, headers: HeaderList, length: int
+    ) -> None:
+        sink = request.start(status, headers, length)
+        reasons: list[str] = []
+
+        def cut(reason: str) -> None:
+            reasons.append(reason)
+            sink.abort()
+
+        async def check() -> None:
+            await self._authenticator.again(access.signed_in)
+
+            async def role(sql: Any) -> Role | None:
+                chain = await directory.ancestry(sql, found.entry.id)
+                return await directory.role_along(sql, access.signed_in.username, chain)
+
+            authorise(await self._acting.read(role), Action.READ)
+
+        with self._transfers.watched(Transfer(check=check, cut=cut)):
+            data = first
+            try:
+                while data:
+                    await sink.write(data)
+                    access.bytes = (access.bytes or 0) + len(data)
+                    data = await source.read()
+                sink.finish()
+            except (StreamBroken, Refusal) as error:
+                # The client has gone, was cut off, or nobody is left to go on: the answer ends short, which the length shows.
+                sink.abort()
+                access.detail = reasons[0] if reasons else str(error)
+
+
+def content_headers(file: File, etag: str) -> HeaderList:
+    """The headers that describe a version (RFC 9110, RFC 9530, RFC 6266)."""
+    version = file.version
+    kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
+    headers = [
+        (b"ETag", etag.encode("ascii")),
+        (b"Accept-Ranges", b"bytes"),
+        (b"Last-Modified", formatdate(version.committed_at, usegmt=True).encode("ascii")),
+        (b"Cache-Control", b"private, no-cache"),
+        (b"Content-Type", kind.encode("ascii")),
+        (b"Content-Disposition", f"attachment; filename*=UTF-8''{quote(file.name, safe='')}".encode("ascii")),
+        # What people upload must never run in this server's name.
+        (b"X-Content-Type-Options", b"nosniff"),
+        (b"Content-Security-Policy", b"sandbox; default-src 'none'"),
+    ]
+    digest = format_digest(version.algorithm, version.digest)
+    if digest is not None:
+        headers.append((b"Repr-Digest", digest.encode("ascii")))
+    return headers

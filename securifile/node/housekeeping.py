@@ -1,0 +1,137 @@
+"""Keeping the disk in step with the catalogue, in the background.
+
+    committed   a blob whose version the index names: its sidecar notes the commit
+    superseded  a blob of an older version, or of a deleted file: dropped after `keep_superseded_s`
+    staged      a blob whose attempt has not ended as far as this node knows: the catalogue is asked; dropped only when it
+                says `abandoned`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+from securifile.model.errors import NoSuchBlob, OutcomeUnknown, Refusal
+from securifile.model.facts import Fact, File
+from securifile.model.ids import AttemptId, Position
+from securifile.node.acting import Acting
+from securifile.node.index import Index
+from securifile.protocol import messages as m
+
+ROUND_S = 10.0
+"""How often: what waits here only takes space."""
+
+STAGED_ROUNDS = 30
+"""Rounds for which a staged blob is left alone: its upload may be under way still, at most so long between sealing and commit."""
+
+
+class Housekeeping:
+    """One node's blobs, tidied."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        *,
+        clock: IReactorTime,
+        wall: Callable[[], float],
+        name: str,
+        index: Index,
+        blobs: Any,
+        acting: Acting,
+        is_under_way: Callable[[AttemptId], bool],
+    ) -> None:
+        self._clock = clock
+        self._wall = wall
+        self._name = name
+        self._index = index
+        self._blobs = blobs
+        self._acting = acting
+        self._is_under_way = is_under_way
+        self._committed: dict[AttemptId, tuple[int, Position]] = {}
+        self._staged: dict[AttemptId, int] = {}
+        self._running: Deferred[None] | None = None
+
+    def learn(self, fact: Fact) -> None:
+        """Note the commits of versions that this node holds."""
+        if isinstance(fact, File) and any(copy.node == self._name for copy in fact.version.copies):
+            self._committed[fact.version.attempt] = (fact.version.number, self._index.position)
+
+    def start(self) -> None:
+        """Tidy from now on; first look at everything there is."""
+        self._running = Deferred.fromCoroutine(self._run())
+        self._running.addErrback(self._stopped)
+
+    def stop(self) -> None:
+        """Leave the rest for later."""
+        running, self._running = self._running, None
+        if running is not None:
+            running.cancel()
+
+    async def _run(self) -> None:
+        for sidecar in await self._blobs.sidecars():
+            if sidecar.committed_at is None or not await self._index.names(sidecar.attempt):
+                self._staged[sidecar.attempt] = 0
+        rounds = 0
+        while True:
+            await deferLater(self._clock, ROUND_S)
+            rounds += 1
+            try:
+                await self._note_commits()
+                await self._drop_superseded()
+                if rounds % STAGED_ROUNDS == 0:
+                    await self._find_staged()
+                await self._ask_about_staged()
+            except (OSError, Refusal, OutcomeUnknown) as error:
+                self._log.warn("housekeeping goes on in the next round: {problem}", problem=str(error))
+
+    async def _note_commits(self) -> None:
+        for attempt, (version, position) in list(self._committed.items()):
+            try:
+                await self._blobs.commit(attempt, version, position)
+            except NoSuchBlob:
+                self._log.debug("the blob of {attempt} is not here (yet)", attempt=str(attempt))
+            self._committed.pop(attempt, None)
+            self._staged.pop(attempt, None)
+
+    async def _drop_superseded(self) -> None:
+        kept_s = self._acting.roster.settings.keep_superseded_s
+        for attempt in await self._index.superseded_before(self._wall() - kept_s):
+            if not await self._index.names(attempt):
+                await self._blobs.drop(attempt)
+            await self._index.forget_superseded(attempt)
+
+    async def _find_staged(self) -> None:
+        for sidecar in await self._blobs.sidecars():
+            if sidecar.committed_at is None:
+                self._staged.setdefault(sidecar.attempt, 0)
+
+    async def _ask_about_staged(self) -> None:
+        for attempt, rounds in list(self._staged.items()):
+            if self._is_under_way(attempt):
+                continue
+            if await self._index.names(attempt):
+                self._staged.pop(attempt)
+                continue
+            self._staged[attempt] = rounds + 1
+            if rounds < STAGED_ROUNDS:
+                continue
+            outcome: m.Outcome = await self._acting.ask_admin(m.OutcomeAsk(attempt=attempt, abandon=True))
+            if outcome.ended == "abandoned":
+                self._log.info("the upload {attempt} was given up; its blob is dropped", attempt=str(attempt))
+                await self._blobs.drop(attempt)
+            elif outcome.committed is None or outcome.committed.position > self._index.position:
+                continue
+            elif not await self._index.names(attempt):
+                # Committed, and superseded since: this node was away meanwhile.
+                await self._blobs.drop(attempt)
+            self._staged.pop(attempt, None)
+
+    def _stopped(self, failure: Any) -> None:
+        if not failure.check(CancelledError):
+            self._log.failure("housekeeping has stopped", failure)

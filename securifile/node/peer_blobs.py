@@ -1,0 +1,63 @@
+"""Blobs for peers: what a node takes from an upload's origin, and gives to whoever relays or repairs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from securifile.model.errors import BlobExists, Code, DiskFull, NoSuchBlob, Refusal
+from securifile.protocol.connection import PeerIdentity
+from securifile.protocol.messages import BlobFollows, BlobStored, FetchBlob, StoreBlob
+
+
+class PeerBlobs:
+    """The `BulkHandlers` of a node."""
+
+    def __init__(self, blobs: Any) -> None:
+        self._blobs = blobs
+
+    async def store(self, peer: PeerIdentity, request: StoreBlob, source: Any) -> BlobStored:
+        """Take a replica; answered when it is durable. Raises `Refusal` when there is no room, at once where the size is known."""
+        space = await self._blobs.space()
+        if request.size is not None and request.size > space.available_bytes:
+            raise Refusal(Code.DISK_FULL, f"{request.size} bytes do not fit: {space.available_bytes} are available.")
+        try:
+            writer = await self._blobs.begin(request.attempt, request.algorithm)
+        except (DiskFull, BlobExists) as error:
+            raise Refusal(Code.DISK_FULL if isinstance(error, DiskFull) else Code.EXISTS, str(error)) from error
+        try:
+            while data := await source.read():
+                await writer.write(data)
+            summary = await writer.finish(request.file, request.version)
+        except DiskFull as error:
+            raise Refusal(Code.DISK_FULL, str(error)) from error
+        except BaseException:
+            await writer.abandon()
+            raise
+        return BlobStored(size=summary.size, digest=summary.digest)
+
+    async def fetch(self, peer: PeerIdentity, request: FetchBlob) -> tuple[BlobFollows, Any]:
+        """Give a blob, or a part of it. Every block is checked; a rotten one breaks the stream."""
+        try:
+            reader = await self._blobs.open(request.attempt)
+        except NoSuchBlob as error:
+            raise Refusal(Code.NOT_FOUND, f"there is no blob {request.attempt} here") from error
+        stop = reader.size if request.stop is None else min(request.stop, reader.size)
+        start = min(request.start, stop)
+        return BlobFollows(size=reader.size), _Closing(reader, reader.source(start, stop))
+
+
+class _Closing:
+    """A source that closes its reader with itself."""
+
+    def __init__(self, reader: Any, source: Any) -> None:
+        self._reader = reader
+        self._source = source
+
+    def read(self) -> Any:
+        """See `IByteSource`."""
+        return self._source.read()
+
+    def close(self) -> None:
+        """See `IByteSource`."""
+        self._source.close()
+        self._reader.close()
