@@ -103,6 +103,16 @@ def test_authorities_are_bounded(authority: Authority) -> None:
         assert (usage.value.key_cert_sign, usage.value.crl_sign, usage.value.digital_signature) == (True, True, False)
 
 
+def test_who_signs_people_cannot_make_a_server(authority: Authority, tmp_path: Path) -> None:
+    """Even a certificate that the people's intermediate signed for a server is none, to whoever believes the root."""
+    key = new_key()
+    false = attrs.evolve(authority, servers=authority._people)
+    forged = Identity.of(key, false.sign_server(make_csr(key), NODE, ["localhost"], DAY_S, NOW))
+    server = context(ssl.PROTOCOL_TLS_SERVER, authority.anchors, forged, tmp_path)
+    with pytest.raises(ssl.SSLCertVerificationError, match="purpose"):
+        handshake(server, context(ssl.PROTOCOL_TLS_CLIENT, authority.anchors, a_person(authority), tmp_path), "localhost")
+
+
 def test_serial_numbers_are_random(authority: Authority) -> None:
     """Serial numbers are long and never the same, and fit the 20 bytes of RFC 5280."""
     serials = {a_node(authority).certificate.serial_number for _ in range(20)}
