@@ -310,7 +310,7 @@ class Link:
         self._waiting: list[Deferred[Peer]] = []
         self._problem = "not connected yet"
         self._pause: Deferred[None] | None = None
-        self._attempt: Deferred[None] | None = None
+        self._attempt: Deferred[float] | None = None
 
     @property
     def connected(self) -> bool:
@@ -373,8 +373,9 @@ class Link:
         while True:
             self._attempt = Deferred.fromCoroutine(self._connect_once())
             try:
-                await self._attempt
-                failures = 0
+                lasted_s = await self._attempt
+                # One that is taken away again and again is not worth hurrying for.
+                failures = 0 if lasted_s >= BACKOFF_MAX_S else failures + 1
             except PeerUnreachable as error:
                 # Once for each change of reason, not for each attempt.
                 if str(error) != self._problem:
@@ -391,8 +392,8 @@ class Link:
                 self._attempt = None
             await self._wait(min(BACKOFF_MAX_S, BACKOFF_MIN_S * 2 ** min(failures, 10)) * (0.5 + self._jitter() / 2))
 
-    async def _connect_once(self) -> None:
-        """Connect, and stay until the connection is lost."""
+    async def _connect_once(self) -> float:
+        """Connect, and stay until the connection is lost; how long it lasted."""
         wire = Wire(
             clock=self._clock,
             connection=Connection(Side.CLIENT, self._here, Purpose.CONTROL),
@@ -405,6 +406,7 @@ class Link:
         except Exception as error:
             raise PeerUnreachable(f"cannot try to connect: {error}") from error
         await open_wire(endpoint, wire, CONNECT_S)
+        connected_at = self._clock.seconds()
         peer = cast(Peer, wire.session)
         self.peer, self._problem = peer, ""
         self._log.info("connected to {peer}", peer=self.expected)
@@ -415,6 +417,7 @@ class Link:
         try:
             self._tell(self._on_connected, peer)
             await gone
+            return self._clock.seconds() - connected_at
         finally:
             self.peer = None
             self._problem = "the connection was lost"

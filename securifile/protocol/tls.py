@@ -12,7 +12,6 @@ Whether that server is a member *now* is judged after the hello (`wire`).
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import attrs
@@ -25,12 +24,12 @@ from twisted.internet.protocol import Factory
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from zope.interface import implementer
 
+from securifile.certificates.names import ServerUri, parse_uri
 from securifile.model.errors import Code
-from securifile.model.servers import SERVER_NAME, HostPort, ServerKind
+from securifile.model.servers import HostPort
 from securifile.protocol.connection import PeerIdentity
 from securifile.protocol.wire import Connector, NotAcceptable
 
-_URI = re.compile(rf"securifile://([A-Za-z0-9._-]{{1,64}})/(node|admin)/({SERVER_NAME.pattern})")
 _CHAIN_DEPTH_MAX = 3
 
 
@@ -116,15 +115,18 @@ def identity_of(certificate: x509.Certificate) -> PeerIdentity:
         uris = []
     if len(uris) != 1:
         raise NotAcceptable(f"the certificate has {len(uris)} URI names instead of one")
-    match = _URI.fullmatch(uris[0])
-    if match is None:
-        raise NotAcceptable(f"the certificate's name {uris[0][:100]!r} is not that of a server")
-    return PeerIdentity(cluster=match[1], kind=ServerKind(match[2]), name=match[3])
+    try:
+        uri = parse_uri(uris[0])
+    except ValueError as error:
+        raise NotAcceptable(f"the certificate's name: {error}") from None
+    if not isinstance(uri, ServerUri):
+        raise NotAcceptable(f"the certificate's name {uri} is not that of a server")
+    return PeerIdentity(cluster=uri.cluster, kind=uri.kind, name=uri.name)
 
 
 def uri_of(identity: PeerIdentity) -> str:
     """The URI name of a server, as its certificate carries it."""
-    return f"securifile://{identity.cluster}/{identity.kind}/{identity.name}"
+    return str(ServerUri(identity.cluster, identity.kind, identity.name))
 
 
 def identify(transport: ITransport) -> PeerIdentity:

@@ -221,7 +221,9 @@ class Wire(TwistedProtocol):
         self.gone = True
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
-        problem = self._problem or PeerUnreachable(f"the connection was lost: {reason.getErrorMessage()}")
+        problem = self._problem or PeerUnreachable(f"the connection was lost: {_words(reason)}")
+        if self._session is None and self._problem is None and self.connection.side is Side.SERVER:
+            self._log.info("{peer} has left before its hello: {problem}", peer=self._address(), problem=_words(reason))
         self._problem = problem
         waiting, self._opened = self._opened, []
         for deferred in waiting:
@@ -324,6 +326,15 @@ class Wire(TwistedProtocol):
         if self.connection.peer is not None:
             return str(self.connection.peer.identity)
         return str(self._certified or "the other end")
+
+
+def _words(reason: Failure) -> str:
+    """What a person can read of why a connection was lost; OpenSSL hides it in a list of tuples."""
+    arguments = reason.value.args if reason.value is not None else ()
+    problems = arguments[0] if arguments else None
+    if isinstance(problems, list) and all(isinstance(problem, tuple) for problem in problems):
+        return "TLS: " + "; ".join(str(problem[-1]) for problem in problems)
+    return reason.getErrorMessage()
 
 
 class _OneWire(Factory):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,7 +39,6 @@ from securifile.protocol.connection import (
     Side,
     State,
     TooManyRequests,
-    diagram,
 )
 from securifile.protocol.frames import FrameKind, encode_frame
 from securifile.protocol.messages import BlobFollows, BlobStored, Done, FetchBlob, Heartbeat, Refused, StoreBlob
@@ -398,7 +395,7 @@ def test_damage(purpose: Purpose, data: st.DataObject) -> None:
     assert failures in ([], [len(events) - 1])
 
 
-# --- the documentation ---
+# --- the table ---
 
 
 def test_every_state_can_be_reached_and_left() -> None:
@@ -406,10 +403,3 @@ def test_every_state_can_be_reached_and_left() -> None:
     targets = {target for steps in TABLE.values() for target in steps.values()}
     assert targets | {State.GREETING, State.CLOSED} == set(State)
     assert all(TABLE[state] for state in State if state is not State.CLOSED)
-
-
-def test_diagram_is_documented() -> None:
-    """`docs/protocol.md` shows the table as it is."""
-    text = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
-    [shown] = re.findall(r"```mermaid\n(.*?)```", text, re.DOTALL)
-    assert shown == diagram(), diagram()
