@@ -170,7 +170,7 @@ async def _ensure_folder(context: Context, folder: Target) -> None:
     try:
         await context.client.make_folder(folder)
     except Problem as problem:
-        if problem.code != Code.EXISTS:
+        if problem.code != Code.EXISTS or (await context.client.details(attrs.evolve(folder, folder=False))).get("kind") != "folder":
             raise
 
 
