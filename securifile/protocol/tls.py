@@ -24,7 +24,9 @@ from twisted.internet.protocol import Factory
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from zope.interface import implementer
 
-from securifile.certificates.names import ServerUri, parse_uri
+from securifile.certificates.identity import Identity, TrustAnchors
+from securifile.certificates.identity import uri_of as certified_uri
+from securifile.certificates.names import ServerUri
 from securifile.model.errors import Code
 from securifile.model.servers import HostPort
 from securifile.protocol.connection import PeerIdentity
@@ -42,6 +44,11 @@ class Credentials:
     """Its own certificate first, then the intermediate."""
     trust: bytes = attrs.field(repr=False)
     """The intermediates that sign servers: one, or two while one is replaced. Nothing above them is needed."""
+
+    @classmethod
+    def of(cls, identity: Identity, anchors: TrustAnchors) -> Credentials:
+        """What the certificates room keeps, as it is needed here."""
+        return cls(key=identity.key_pem, chain=identity.chain_pem, trust=anchors.servers)
 
 
 class CurrentCredentials:
@@ -109,15 +116,8 @@ def _verified(connection: SSL.Connection, certificate: crypto.X509, error: int, 
 def identity_of(certificate: x509.Certificate) -> PeerIdentity:
     """Whose certificate this is. Raises `NotAcceptable`: not a server's, or not in the form agreed."""
     try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        uris = names.get_values_for_type(x509.UniformResourceIdentifier)
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
-        uris = []
-    if len(uris) != 1:
-        raise NotAcceptable(f"the certificate has {len(uris)} URI names instead of one")
-    try:
-        uri = parse_uri(uris[0])
-    except ValueError as error:
+        uri = certified_uri(certificate)
+    except (ValueError, x509.DuplicateExtension) as error:
         raise NotAcceptable(f"the certificate's name: {error}") from None
     if not isinstance(uri, ServerUri):
         raise NotAcceptable(f"the certificate's name {uri} is not that of a server")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import attrs
@@ -20,6 +22,9 @@ from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from securifile.certificates.authority import Authority
+from securifile.certificates.identity import Identity, make_csr, new_key
+from securifile.certificates.names import PersonUri, ServerUri
 from securifile.model.errors import PeerUnreachable
 from securifile.model.ids import Position
 from securifile.model.servers import HostPort, Status
@@ -250,7 +255,7 @@ async def test_two_uris() -> None:
     key, chain = SERVERS.issue([uri_of(N2), uri_of(A1)])
     async with listening(server_credentials()) as n1:
         link = n1.link(connector(Credentials(key=key, chain=chain, trust=SERVERS.pem)))
-        assert "2 URI names" in await n1.refusal(link)
+        assert "2 URIs" in await n1.refusal(link)
 
 
 @pytest_twisted.ensureDeferred
@@ -354,6 +359,25 @@ async def test_http_to_https_port(log: list[LogEvent]) -> None:
     assert b"use https" in body
     assert logged(log, "speaks plain text")
     await port.stopListening()
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_real_authority(tmp_path: Path) -> None:
+    """What the cluster's own authority signs for servers opens connections; what it signs for people does not."""
+    now = time.time()
+    authority = Authority.create(str(tmp_path / "authority"), "c", now)
+
+    def signed(identity: PeerIdentity) -> Credentials:
+        key = new_key()
+        chain = authority.sign_server(make_csr(key), ServerUri("c", identity.kind, identity.name), ["127.0.0.1"], 3600, now)
+        return Credentials.of(Identity.of(key, chain), authority.anchors)
+
+    key = new_key()
+    person = Identity.of(key, authority.sign_person(make_csr(key), PersonUri("c", "ann"), 3600, now))
+    async with listening(CurrentCredentials(signed(N1))) as n1:
+        assert (await n1.link(connector(signed(N2))).when_connected()).identity == N1
+        refusal = await n1.refusal(n1.link(connector(Credentials.of(person, authority.anchors))))
+        assert re.search("certificate|unknown ca|lost", refusal), refusal
 
 
 def test_partial_write_is_off() -> None:
