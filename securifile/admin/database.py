@@ -23,7 +23,9 @@ from typing import Any, TypeVar
 import attrs
 import psycopg2
 from psycopg2.extensions import make_dsn, new_type, parse_dsn, register_type
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.abstract import isIPAddress, isIPv6Address
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError, succeed
+from twisted.internet.interfaces import IResolutionReceiver
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -595,13 +597,17 @@ class PostgresDatabase:
         """
         reasons = []
         for _ in range(len(self._hosts)):
-            connection = _Connection(self.reactor, heard)
             try:
-                await connection.open(self._hosts[0], self._limits.connect_s)
-                return connection
-            except DatabaseUnavailable as error:
+                for dsn in await addressed(self.reactor, self._hosts[0]).addTimeout(self._limits.connect_s, self.reactor):
+                    connection = _Connection(self.reactor, heard)
+                    try:
+                        await connection.open(dsn, self._limits.connect_s)
+                        return connection
+                    except DatabaseUnavailable as error:
+                        reasons.append(str(error))
+            except (DatabaseUnavailable, TimeoutError) as error:
                 reasons.append(str(error))
-                self._hosts.rotate(-1)
+            self._hosts.rotate(-1)
         raise DatabaseUnavailable(" / ".join(reasons))
 
 
@@ -646,6 +652,52 @@ def single_hosts(dsn: str, limits: Limits) -> list[str]:
         one = {name: values[index if len(values) > 1 else 0] for name, values in lists.items()}
         found.append(make_dsn(**common, **{name: value for name, value in one.items() if value}))
     return found
+
+
+@implementer(IResolutionReceiver)
+class _Addresses:
+    """Collects what a name is resolved to."""
+
+    def __init__(self) -> None:
+        self._found: list[str] = []
+        self.complete: Deferred[list[str]] = Deferred()
+
+    def resolutionBegan(self, resolution: Any) -> None:
+        pass
+
+    def addressResolved(self, address: Any) -> None:
+        self._found.append(address.host)
+
+    def resolutionComplete(self) -> None:
+        if not self.complete.called:
+            self.complete.callback(self._found)
+
+
+def addressed(reactor: Any, dsn: str) -> Deferred[list[str]]:
+    """The connection string with the addresses of its host, one string for each.
+
+    Libpq looks names up synchronously. The name stays in the string, for certificates and passwords.
+
+    Args:
+        reactor: Resolves the name (`IReactorPluggableNameResolver`).
+        dsn: A connection string with at most one host.
+
+    Raises:
+        DatabaseUnavailable: the name has no address.
+    """
+    given = parse_dsn(dsn)
+    host = given.get("host", "")
+    if not host or host.startswith(("/", "@")) or "hostaddr" in given or isIPAddress(host) or isIPv6Address(host):
+        return succeed([dsn])
+
+    def spell(addresses: list[str]) -> list[str]:
+        if not addresses:
+            raise DatabaseUnavailable(f"the name {host} has no address")
+        return [make_dsn(dsn, hostaddr=address) for address in dict.fromkeys(addresses)]
+
+    receiver = _Addresses()
+    reactor.nameResolver.resolveHostName(receiver, host)
+    return receiver.complete.addCallback(spell)
 
 
 def _shielded(work: Deferred[T]) -> Deferred[T]:

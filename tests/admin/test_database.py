@@ -20,7 +20,7 @@ from twisted.internet.endpoints import UNIXClientEndpoint, UNIXServerEndpoint, c
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
 
-from securifile.admin.database import Limits, PostgresDatabase, single_hosts
+from securifile.admin.database import Limits, PostgresDatabase, addressed, single_hosts
 from securifile.admin.postgres import EmbeddedPostgres
 from securifile.model.errors import DatabaseUnavailable, OutcomeUnknown, StatementFailed
 from tests.databases import embedded
@@ -43,6 +43,18 @@ def run(statement: str, **parameters: Any) -> Callable[[Any], Any]:
 
 async def things(database: PostgresDatabase) -> list[int]:
     return [x for (x,) in await database.read(lambda sql: sql.query("SELECT x FROM thing ORDER BY x"))]
+
+
+class NoNames:
+    """A reactor whose resolver knows no name."""
+
+    @property
+    def nameResolver(self) -> NoNames:
+        return self
+
+    def resolveHostName(self, receiver: Any, name: str) -> None:
+        receiver.resolutionBegan(self)
+        receiver.resolutionComplete()
 
 
 class Proxy(Factory):
@@ -152,12 +164,17 @@ async def test_a_connection_that_is_lost_again_and_again_is_told(postgres_dsn: s
     """After the second loss the caller hears `DatabaseUnavailable`, and nothing was committed."""
     async with proxied(postgres_dsn, tmp_path) as (proxy, database):
 
+        attempts = 0
+
         async def work(sql: Any) -> None:
+            nonlocal attempts
+            attempts += 1
             proxy.word = b"INSERT"
             await sql.execute("INSERT INTO thing VALUES (1)")
 
         with pytest.raises(DatabaseUnavailable):
             await database.transact("insert", work)
+        assert attempts == 2
         assert await things(database) == []
 
 
@@ -352,6 +369,17 @@ async def test_hosts_are_tried_one_by_one(postgres_dsn: str, tmp_path: Path) -> 
                 await database.read(lambda sql: sql.query("SELECT 1"))
     finally:
         await port.stopListening()
+
+
+@pytest_twisted.ensureDeferred
+async def test_names_of_hosts_are_looked_up_by_the_reactor() -> None:
+    """A name becomes addresses before libpq, which would stop everything while it looks, comes to see it."""
+    for dsn in ("host=/run dbname=a", "host=10.0.0.1", "host=a.example hostaddr=10.0.0.1", "dbname=a"):
+        assert await addressed(reactor, dsn) == [dsn]
+    found = await addressed(reactor, "host=localhost port=5433")
+    assert {(parse_dsn(one)["host"], parse_dsn(one)["hostaddr"]) for one in found} >= {("localhost", "127.0.0.1")}
+    with pytest.raises(DatabaseUnavailable, match="nowhere has no address"):
+        await addressed(NoNames(), "host=nowhere")
 
 
 @pytest_twisted.ensureDeferred
