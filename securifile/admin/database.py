@@ -47,6 +47,7 @@ SERIALISATION_FAILURE, DEADLOCK = "40001", "40P01"
 CONFLICT_ATTEMPTS = 5
 CONFLICT_PAUSE_S = 0.01  # doubles with each attempt
 
+INTERVENTION = "57P"
 READ_ONLY_TRANSACTION = "25006"
 # The server declines for now: too long a wait for a lock, too long a statement; resources (53), intervention (57), its disk (58).
 DECLINED = ("55P03", "53", "57", "58")
@@ -216,7 +217,9 @@ class _Transaction:
             raise
         except Exception as error:
             translated = self._translated(error)
-            if isinstance(translated, _Lost):
+            # A server that is being shut down may say so after it has committed.
+            shut_down = isinstance(error, psycopg2.Error) and (error.pgcode or "").startswith(INTERVENTION)
+            if isinstance(translated, _Lost) or shut_down:
                 raise OutcomeUnknown("the connection to the database broke after COMMIT was sent") from error
             raise translated from error
         if cursor.statusmessage != "COMMIT":

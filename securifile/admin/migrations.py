@@ -9,7 +9,7 @@ A step must leave the database usable by the release before, because admin serve
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import attrs
@@ -37,13 +37,17 @@ class DatabaseTooNew(Exception):
     """The database was made by a newer release, whose tables this one does not know. Start the newer release."""
 
 
+def _kept(statements: Iterable[str]) -> tuple[str, ...]:
+    return tuple(statements)
+
+
 @attrs.frozen
 class Migration:
     """One step. `statements` are run as they are, so whoever makes them writes them for the dialect."""
 
     number: int = attrs.field(validator=attrs.validators.ge(1))
     name: str
-    statements: Sequence[str] = attrs.field(converter=tuple)
+    statements: Sequence[str] = attrs.field(converter=_kept)
 
 
 def migrate(database: Any, migrations: Sequence[Migration], now: float) -> Deferred[int]:

@@ -78,6 +78,8 @@ class Proxy(Factory):
 
 
 class _Line(Protocol):
+    transport: Any
+
     def __init__(self, proxy: Proxy) -> None:
         self.proxy = proxy
         self.waiting = b""
@@ -113,6 +115,8 @@ class _Line(Protocol):
 
 
 class _Far(Protocol):
+    transport: Any
+
     def __init__(self, near: _Line) -> None:
         self.near = near
 
