@@ -107,6 +107,11 @@ def give_up(descriptor: int, segment: Segment) -> None:
     """Close a segment that could not be written, and try to cut what is not certain. Never raises."""
     with suppress(OSError):
         os.ftruncate(descriptor, segment.end)
+    close(descriptor)
+
+
+def close(descriptor: int) -> None:
+    """Let go of a file; all that matters in it was fsynced. Never raises."""
     with suppress(OSError):
         os.close(descriptor)
 

@@ -10,7 +10,6 @@ requests are refused: an access that cannot be written down must not happen.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -183,10 +182,6 @@ class Spool:
             watcher()
 
     async def _write_group(self, group: list[bytes], first: int) -> None:
-        if self._active is not None and self._active[1].end >= self._segment_bytes:
-            (descriptor, _), self._active = self._active, None
-            await self._worker.do(os.close, descriptor)
-            self._tidy_soon()
         if self._active is None:
             ordinal, self._next_ordinal = self._next_ordinal, self._next_ordinal + 1
             self._active = await self._worker.do(segments.create, self._directory, ordinal, self.boot, first)
@@ -197,6 +192,11 @@ class Spool:
         segment.end += len(data)
         segment.count += len(group)
         self._buffer_bytes -= len(data)
+        if segment.end >= self._segment_bytes:
+            # At once, not before the next write: a full segment that cannot be deleted may be why there is no next write.
+            self._active = None
+            await self._worker.do(segments.close, descriptor)
+            self._tidy_soon()
 
     def _failed(self, group: list[bytes], waiting: list[Deferred[None]], error: Exception) -> None:
         """An fsync that failed is never tried again on its file: what is not certain goes into a new one."""
@@ -296,7 +296,7 @@ class Spool:
         await self._tidying.idle()
         if self._active is not None:
             (descriptor, _), self._active = self._active, None
-            await self._worker.do(os.close, descriptor)
+            await self._worker.do(segments.close, descriptor)
 
 
 class SpoolReader:

@@ -39,7 +39,7 @@ class StepWorker:
     """Works when told to, one piece at a time."""
 
     def __init__(self) -> None:
-        self.waiting: list[Callable[[], None]] = []
+        self.waiting: list[Callable[[], object]] = []
         self.names: list[str] = []
 
     def do(self, work: Callable[..., T], *arguments: Any) -> Deferred[T]:

@@ -79,7 +79,7 @@ class Admin:
         receiving = self.receiver.buildProtocol(None)
         assert receiving is not None
         transport = StringTransport(peerAddress=IPv4Address("TCP", "192.0.2.9", 1))
-        receiving.makeConnection(transport)
+        receiving.makeConnection(transport)  # type: ignore[no-untyped-call]
         return receiving, transport
 
     def lines(self) -> list[bytes]:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from twisted.internet.task import Clock
-from twisted.logger import Logger, LogLevel, LogPublisher
+from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel, LogPublisher
+from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from securifile.audit.console import readable, readable_observer
@@ -80,7 +81,12 @@ def test_one_line_an_event() -> None:
     """An event is one line with time, level, where from and what; nothing in it forges another."""
     out = io.StringIO()
     observer = readable_observer(out)
-    logger = Logger(namespace="securifile.test", observer=LogPublisher(lambda event: observer({**event, "log_time": 1795255063.25})))
+
+    @implementer(ILogObserver)
+    def at_that_moment(event: LogEvent) -> None:
+        observer({**event, "log_time": 1795255063.25})
+
+    logger = Logger(namespace="securifile.test", observer=LogPublisher(at_that_moment))
     logger.warn("read of {path}", path="a\n2026-01-01 forged\x1b[2J\u2028\u202e\ud800")
     line = out.getvalue()
     assert line.startswith("2026-11-21T09:57:43.250Z warn  securifile.test: read of a\\n2026")

@@ -84,7 +84,8 @@ def test_stored_example() -> None:
 )
 def test_too_long_is_cut(field: str, character: str) -> None:
     """Values of any length make a message that every receiver of ours takes, and that still has its name."""
-    written = format_record(numbered(attrs.evolve(READ, **{field: character * 100_000})), version="1.0")
+    too_long: dict[str, Any] = {field: character * 100_000}
+    written = format_record(numbered(attrs.evolve(READ, **too_long)), version="1.0")
     assert len(written) <= MESSAGE_BYTES_MAX
     read = record_of(parse_message(written))
     assert read is not None
@@ -96,7 +97,7 @@ def test_too_long_is_cut(field: str, character: str) -> None:
 def test_everything_too_long() -> None:
     """All texts at once, each as long and as hard to write as can be, still fit one message."""
     worst = "\U000e0001\n]" * 50_000
-    fields = dict.fromkeys(("server", "event", "person", "path", "entry", "peer", "detail"), worst)
+    fields: dict[str, Any] = dict.fromkeys(("server", "event", "person", "path", "entry", "peer", "detail"), worst)
     written = format_record(numbered(attrs.evolve(READ, **fields)), version="x" * 1000)
     assert len(written) <= MESSAGE_BYTES_MAX
     assert record_of(parse_message(written)) is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet import defer
+from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone, ConnectionRefusedError
-from twisted.internet.interfaces import IStreamClientEndpoint
-from twisted.internet.protocol import Factory
+from twisted.internet.interfaces import IProtocolFactory, IStreamClientEndpoint
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
@@ -24,15 +25,16 @@ from securifile.audit.framing import FrameDecoder
 from securifile.audit.records import parse_message, record_of
 from securifile.audit.sender import STALL_S, AuditSender, Sending
 from securifile.audit.spool import Spool
-from tests.audit.doubles import done, record, spool
+from tests.audit.doubles import StepWorker, done, record, spool
 from tests.audit.test_keeping import Admin, Table
+from tests.audit.test_spool import remember
 
 
 class Wire(StringTransport):
     """A transport that tells its protocol when it is closed, as real ones do."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.decoder = FrameDecoder()
         self.protocol: Any = None
         self.closed = False
@@ -52,13 +54,18 @@ class Wire(StringTransport):
     def numbers(self) -> list[tuple[str, int]]:
         """What arrived since the last time."""
         found = []
-        for event in self.decoder.receive(self.value()):
+        for event in self.decoder.receive(self.taken()):
             assert isinstance(event, bytes)
             one = record_of(parse_message(event))
             assert one is not None
             found.append((one.boot, one.number))
-        self.clear()
         return found
+
+    def taken(self) -> bytes:
+        """The bytes that were written since the last time."""
+        content: bytes = self.value()  # type: ignore[no-untyped-call]
+        self.clear()  # type: ignore[no-untyped-call]
+        return content
 
 
 @implementer(IStreamClientEndpoint)
@@ -70,14 +77,14 @@ class Address:
         self.wires: list[Wire] = []
         self.attempts = 0
 
-    def connect(self, factory: Factory) -> Deferred[Any]:
+    def connect(self, factory: IProtocolFactory) -> Deferred[Any]:
         self.attempts += 1
         if self.mood == "refuses":
             return defer.fail(ConnectionRefusedError())
         if self.mood == "is silent":
             return Deferred()
         wire = Wire()
-        wire.protocol = factory.buildProtocol(None)
+        wire.protocol = factory.buildProtocol(IPv4Address("TCP", "192.0.2.1", 6514))
         self.wires.append(wire)
         wire.protocol.makeConnection(wire)
         return defer.succeed(wire.protocol)
@@ -239,7 +246,7 @@ def test_from_node_to_admin(tmp_path_factory: pytest.TempPathFactory, data: st.D
     directory = tmp_path_factory.mktemp("both")
     table, clock, address = Table(), Clock(), Address()
     lives: list[str] = []
-    must: set[tuple[str, int]] = set()
+    must: list[tuple[str, int]] = []
 
     def start_node() -> tuple[Spool, AuditSender]:
         lives.append(f"b{len(lives)}")
@@ -262,9 +269,7 @@ def test_from_node_to_admin(tmp_path_factory: pytest.TempPathFactory, data: st.D
                 continue
             if wire not in ends:
                 ends[wire] = admin.connect()[0]
-            content = wire.value()
-            wire.clear()
-            ends[wire].dataReceived(content)
+            ends[wire].dataReceived(wire.taken())
 
     def cut() -> None:
         for wire in address.wires:
@@ -281,7 +286,7 @@ def test_from_node_to_admin(tmp_path_factory: pytest.TempPathFactory, data: st.D
             steps[action]()
         elif action == "k":
             count += 1
-            trail.keep(record(count)).addCallback(lambda _, key=(lives[-1], trail._next_number - 1): must.add(key))
+            trail.keep(record(count)).addCallback(partial(remember, must, (lives[-1], trail._next_number - 1)))
         elif action == "n":
             cut()
             sender.stopService()
@@ -301,8 +306,26 @@ def test_from_node_to_admin(tmp_path_factory: pytest.TempPathFactory, data: st.D
         clock.advance(1)
         carry()
         admin.clock.advance(1)
-    assert {(boot, number) for _, boot, number in table.rows} == must
+    assert {(boot, number) for _, boot, number in table.rows} == set(must)
     filed = [(boot, number) for boot in lives for number in admin.filed(boot)]
     assert sorted(filed) == sorted(must)
     assert trail.unconfirmed_bytes < 2000
     shutil.rmtree(directory)
+
+
+def test_kept_while_the_disk_is_read(tmp_path: Path) -> None:
+    """A record that becomes durable just while the sender finds nothing more is not left lying."""
+    worker, clock, address = StepWorker(), Clock(), Address()
+    trail = Spool(tmp_path, boot="b1", version="1", worker=worker, clock=clock)
+    trail.open()
+    worker.run()
+    trail.keep(record(1))
+    worker.run()
+    sending(trail, clock, address)
+    assert worker.names == ["read"]
+    trail.keep(record(2))
+    # The write ends before the read that began earlier.
+    worker.waiting.reverse()
+    worker.names.reverse()
+    worker.run()
+    assert address.wire.numbers() == [("b1", 1), ("b1", 2)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,10 @@ from twisted.internet.task import Clock
 from securifile.audit.spool import NOTE_DELAY_S, RETRY_S, Spool
 from securifile.model.errors import SpoolFull
 from tests.audit.doubles import InlineWorker, StepWorker, done, everything, expected, names, record, spool
+
+
+def remember(kept: list[tuple[str, int]], name: tuple[str, int], _: None) -> None:
+    kept.append(name)
 
 
 def files(directory: Path) -> list[Path]:
@@ -173,6 +178,20 @@ def test_full(tmp_path: Path) -> None:
     assert names(everything(trail)) == expected("b1", kept + 1)
 
 
+def test_one_burst_that_fills_it(tmp_path: Path) -> None:
+    """When all of the limit came in one group, confirming it makes room all the same."""
+    clock = Clock()
+    trail = spool(tmp_path, clock=clock, limit_bytes=8000)
+    with pytest.raises(SpoolFull):
+        for n in range(1, 1000):
+            trail.note(record(n))
+    clock.advance(1)
+    assert not trail.has_room()
+    trail.confirm("b1", everything(trail)[-1].number)
+    assert trail.has_room()
+    done(trail.keep(record(1)))
+
+
 def test_notes_count_before_they_are_written(tmp_path: Path) -> None:
     """Reads that wait for the disk count: memory does not grow beyond the limit either."""
     trail = spool(tmp_path, limit_bytes=4000)
@@ -285,7 +304,7 @@ def test_killed_between_any_steps(tmp_path_factory: pytest.TempPathFactory, data
         for action in data.draw(st.lists(st.sampled_from("knscct"), max_size=25)):
             if action == "k":
                 n += 1
-                trail.keep(record(n)).addCallback(lambda _, key=(boot, n): must.append(key))
+                trail.keep(record(n)).addCallback(partial(remember, must, (boot, n)))
             elif action == "n":
                 n += 1
                 trail.note(record(n))
