@@ -27,6 +27,9 @@ FLOORS: dict[str, int] = {
     "securifile.client.command": VOICES,
     "securifile.client.__main__": VOICES,
     "securifile.local.*": VOICES,
+    # what both kinds of server are as processes
+    "securifile.process": HANDS,
+    "securifile.workers": HANDS,
     # model: everything in it is pure; the words are those that other words are made of.
     "securifile.floors": WORDS,
     "securifile.model.digests": WORDS,

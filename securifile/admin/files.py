@@ -81,7 +81,8 @@ class Files:
             ended, answer = rows[0]
             if ended != "committed":
                 raise Refusal(Code.ATTEMPT_ABANDONED, "This upload was given up before it was committed. Upload again.")
-            return decode_value(m.Committed, bytes(answer))
+            committed: m.Committed = decode_value(m.Committed, bytes(answer))
+            return committed
         return await self._by_key(sql, asked.person, asked.key, asked.request)
 
     async def _by_key(self, sql: Any, person: str, key: str | None, request: bytes) -> m.Committed | None:
@@ -96,7 +97,8 @@ class Files:
             raise Refusal(
                 Code.KEY_REUSED, "This Idempotency-Key was already used for another path or precondition. Use a new key for a new request."
             )
-        return decode_value(m.Committed, bytes(rows[0][1]))
+        committed: m.Committed = decode_value(m.Committed, bytes(rows[0][1]))
+        return committed
 
     async def _counted_copies(self, sql: Any, asked: m.Commit, node: str) -> tuple[Copy, ...]:
         """The copies as they are recorded: one on a server that is not running does not count as durable."""

@@ -69,7 +69,7 @@ class Authenticator:
         return Caller(person=await self._person(session.username), session=hashed)
 
     async def _by_password(self, basic: BasicPassword, peer: str) -> Caller:
-        known = await self._backend.read(lambda sql: directory.person(sql, basic.username))
+        known = await self._backend.read(lambda sql: directory.person_by_login(sql, basic.username))
         username = self._cache.look(basic, lambda name: known.credentials if known is not None and known.username == name else None)
         if username is None:
             checked = await self._backend.check_password(m.CheckPassword(username=basic.username, password=basic.password, peer=peer))

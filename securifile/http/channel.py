@@ -20,7 +20,7 @@ from email.utils import formatdate
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
-from twisted.internet.interfaces import IAddress, IDelayedCall, IPushProducer, IReactorTime, ISSLTransport
+from twisted.internet.interfaces import IAddress, IDelayedCall, IProtocolNegotiationFactory, IPushProducer, IReactorTime, ISSLTransport
 from twisted.internet.protocol import Protocol, ServerFactory, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -819,6 +819,7 @@ class HttpChannel(Protocol):
         return self.transport
 
 
+@implementer(IProtocolNegotiationFactory)
 class HttpFactory(ServerFactory):
     """Serves a resource on many connections.
 
@@ -857,6 +858,10 @@ class HttpFactory(ServerFactory):
     def buildProtocol(self, addr: IAddress | None) -> HttpChannel:  # type: ignore[override]
         """A channel for a new connection."""
         return HttpChannel(self)
+
+    def acceptableProtocols(self) -> list[bytes]:
+        """What we speak, for clients that negotiate it in the TLS handshake (ALPN); curl and browsers do."""
+        return [b"http/1.1"]
 
     def shut_down(self, grace_s: float) -> Deferred[None]:
         """Close what is idle, let answers under way come to their end, and cut off after `grace_s`. Fires when all are closed."""

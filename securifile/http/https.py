@@ -55,7 +55,7 @@ def https_context(identity: Identity) -> SSL.Context:
     return context
 
 
-def _choose(connection: SSL.Connection, offered: list[bytes]) -> bytes | object:
+def _choose(connection: SSL.Connection, offered: list[bytes]) -> Any:
     for protocol in PROTOCOLS:
         if protocol in offered:
             return protocol
@@ -65,5 +65,3 @@ def _choose(connection: SSL.Connection, offered: list[bytes]) -> bytes | object:
 def https_factory(reactor: Any, certificate: HttpsCertificate, factory: Factory) -> Any:
     """`factory` behind TLS, for a listening endpoint."""
     return TLSMemoryBIOFactory(certificate, False, factory, clock=reactor)
-
-

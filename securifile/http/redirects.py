@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from securifile.http.authentication import Caller
 from securifile.http.channel import Request
-from securifile.http.shared_api import Answer
+from securifile.http.exchange import Answer
 from securifile.http.targets import Target
 from securifile.http.tickets import HOPS_MAX, Ticket, issue, with_ticket
 from securifile.model.errors import Code, Refusal
@@ -21,7 +21,9 @@ from securifile.model.roster import Roster
 class Redirector:
     """Makes redirects of one server."""
 
-    def __init__(self, *, name: str, roster: Roster, wall: Callable[[], float], position: Callable[[], Position], sign: Callable[[bytes], bytes]) -> None:
+    def __init__(
+        self, *, name: str, roster: Roster, wall: Callable[[], float], position: Callable[[], Position], sign: Callable[[bytes], bytes]
+    ) -> None:
         self._name = name
         self._roster = roster
         self._wall = wall
@@ -40,9 +42,7 @@ class Redirector:
         """
         hops = 1 + (caller.ticket.hops if caller.ticket is not None else 0)
         if hops > HOPS_MAX:
-            raise Refusal(
-                Code.TOO_MANY_REDIRECTS, "The file is moving between servers just now. Try again.", retry_after_s=1.0
-            )
+            raise Refusal(Code.TOO_MANY_REDIRECTS, "The file is moving between servers just now. Try again.", retry_after_s=1.0)
         ticket = Ticket(
             issuer=self._name,
             person=caller.username,

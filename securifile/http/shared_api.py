@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 from urllib.parse import quote
 
-import attrs
 from klein import Klein
 from twisted.internet.defer import CancelledError
 from twisted.internet.interfaces import IReactorTime
@@ -19,18 +18,19 @@ from securifile.http.answers import details_json, entry_json, path_text, person_
 from securifile.http.authentication import Authenticator, Caller
 from securifile.http.backend import Backend
 from securifile.http.channel import Request
+from securifile.http.exchange import Access, Answer, Streamed
 from securifile.http.json_body import Fields, answer_json, read_json
+from securifile.http.lookup import Lookup, authorise
 from securifile.http.problems import refusal_of, status_of
 from securifile.http.ranges import Verdict, etag_of, evaluate, parse_preconditions
 from securifile.http.targets import Target, parse_place, parse_target
 from securifile.model.errors import Code, Refusal, StreamBroken
-from securifile.model.facts import Entry, File, Folder
+from securifile.model.facts import File, Folder
 from securifile.model.ids import EntryId
 from securifile.model.records import AuditRecord
 from securifile.model.roles import GRANTABLE, Action, Role, permits
 from securifile.protocol import messages as m
 from securifile.sql import directory
-from securifile.sql.directory import Place
 
 PAGE = 500
 """Entries a page, unless asked for fewer."""
@@ -39,42 +39,6 @@ PAGE_MAX = 5000
 
 CLIENT_GONE = 499
 """Recorded when a client left before its answer; nginx's number, for want of a standard one."""
-
-NOT_HERE = "There is nothing here, or nothing that you may see."
-
-
-@attrs.define(kw_only=True)
-class Access:
-    """What is known of a request while it is handled: becomes its audit record."""
-
-    event: str
-    caller: Caller | None = None
-    path: str | None = None
-    entry: EntryId | None = None
-    bytes: int | None = None
-    detail: str | None = None
-
-    @property
-    def signed_in(self) -> Caller:
-        """The caller; every route but the sign-in has one."""
-        assert self.caller is not None, "the route authenticates first"
-        return self.caller
-
-
-@attrs.frozen(kw_only=True)
-class Answer:
-    """What a route answers: JSON, or nothing."""
-
-    status: int
-    value: Any = None
-    headers: tuple[tuple[bytes, bytes], ...] = ()
-
-
-@attrs.frozen(kw_only=True)
-class Streamed:
-    """The route has answered by itself; only the record remains to be written."""
-
-    status: int
 
 
 Handler = Callable[[Request, Access], Awaitable[Answer | Streamed]]
@@ -90,29 +54,12 @@ class Contents(Protocol):
         """Answer `PUT` of a file."""
 
 
-@attrs.frozen(kw_only=True)
-class Found:
-    """An entry at a path, and what the caller is to it."""
-
-    place: Place
-    entry: Entry
-    role: Role
-
-
-def authorise(role: Role | None, action: Action) -> Role:
-    """`role`, if it allows `action`; what may not even be read is not there. Raises `Refusal`."""
-    if role is None or not permits(role, Action.READ):
-        raise Refusal(Code.NOT_FOUND, NOT_HERE)
-    if not permits(role, action):
-        raise Refusal(Code.FORBIDDEN, f"You may not do this: it needs the right to {action}, and you are {role} here.", role=role.value)
-    return role
-
-
 class SharedApi:
     """The common routes on one server."""
 
-    def __init__(self, *, clock: IReactorTime, backend: Backend, authenticator: Authenticator, contents: Contents) -> None:
+    def __init__(self, *, clock: IReactorTime, backend: Backend, authenticator: Authenticator, lookup: Lookup, contents: Contents) -> None:
         self._clock = clock
+        self._lookup = lookup
         self._backend = backend
         self._authenticator = authenticator
         self._contents = contents
@@ -199,33 +146,6 @@ class SharedApi:
             detail=detail,
         )
 
-    # --- finding things ---
-
-    async def find(self, access: Access, target: Target, action: Action) -> Found:
-        """The entry at a path, if the caller may do `action` with it. Raises `Refusal`."""
-        place, role = await self.look(access, target)
-        entry = place.entry
-        if entry is None:
-            raise Refusal(Code.NOT_FOUND, NOT_HERE)
-        authorise(role, Action.READ)
-        if target.folder and not isinstance(entry, Folder):
-            raise Refusal(Code.NOT_A_FOLDER, "This is a file. Leave the slash at the end away.")
-        return Found(place=place, entry=entry, role=authorise(role, action))
-
-    async def look(self, access: Access, target: Target) -> tuple[Place, Role | None]:
-        """Where a path leads, and what the caller is to the last thing on it that exists."""
-        access.path = str(target)
-        username = access.signed_in.username
-
-        async def ask(sql: Any) -> tuple[Place, Role | None]:
-            place = await directory.place(sql, target.owner, target.segments)
-            return place, await directory.role_along(sql, username, place.chain)
-
-        place, role = await self._backend.read(ask)
-        if place.entry is not None:
-            access.entry = place.entry.id
-        return place, role
-
     # --- sessions ---
 
     async def _sign_in(self, request: Request, access: Access) -> Answer:
@@ -261,7 +181,7 @@ class SharedApi:
         if not target.folder:
             return await self._contents.get(request, access, target)
         access.event = "list"
-        found = await self.find(access, target, Action.READ)
+        found = await self._lookup.find(access, target, Action.READ)
         limit = page_limit(request)
         after = request.query("after") or ""
         entries = await self._backend.read(lambda sql: directory.children(sql, found.entry.id, after, limit + 1))
@@ -281,11 +201,11 @@ class SharedApi:
         access.event = "make-folder"
         if request.has_body and await request.body.read():
             raise Refusal(Code.BAD_REQUEST, "A folder has no content. Leave the slash at the end away to upload a file.")
-        place, role = await self.look(access, target)
+        place, role = await self._lookup.look(access, target)
         if place.entry is not None:
             authorise(role, Action.READ)
             raise Refusal(Code.EXISTS, "There is something at this path already.")
-        parent = self.parent_of(place, role)
+        parent = self._lookup.parent_of(place, role)
         folder = EntryId(self._backend.new_id())
         await self._backend.act(
             m.MakeFolder(person=access.signed_in.username, owner=target.owner, parent=parent.id, name=target.name, id=folder)
@@ -293,23 +213,9 @@ class SharedApi:
         access.entry = folder
         return Answer(status=201, value={"path": str(target), "id": str(folder), "kind": "folder"})
 
-    def parent_of(self, place: Place, role: Role | None) -> Folder:
-        """The folder in which the path's last name can be created. Raises `Refusal`."""
-        authorise(role, Action.READ)
-        if place.parent is None:
-            deepest = place.chain[-1] if place.chain else None
-            if isinstance(deepest, File):
-                raise Refusal(Code.NOT_A_FOLDER, f"{deepest.name} is a file, nothing can be in it.")
-            raise Refusal(
-                Code.NOT_FOUND,
-                f"The folder of {path_text(place.owner, place.segments)} does not exist. Create it first (PUT with a slash at the end).",
-            )
-        authorise(role, Action.CREATE)
-        return place.parent
-
     async def _delete(self, request: Request, access: Access) -> Answer:
         target = parse_target(request.path)
-        found = await self.find(access, target, Action.DELETE)
+        found = await self._lookup.find(access, target, Action.DELETE)
         if not target.folder and isinstance(found.entry, Folder):
             raise Refusal(Code.IS_A_FOLDER, "This is a folder. Put a slash at the end to delete it.")
         version: int | None = None
@@ -327,20 +233,20 @@ class SharedApi:
         fields = Fields(await read_json(request))
         source, target = parse_place(fields.text("from", max=8192)), parse_place(fields.text("to", max=8192))
         fields.finish()
-        found = await self.find(access, source, Action.MOVE)
-        place, role = await self.look(access, target)
+        found = await self._lookup.find(access, source, Action.MOVE)
+        place, role = await self._lookup.look(access, target)
         if place.entry is not None and place.entry.id != found.entry.id:
             authorise(role, Action.READ)
             raise Refusal(Code.EXISTS, "There is something at the new path already.")
         authorise(role, Action.MOVE)
-        parent = self.parent_of(place, role)
+        parent = self._lookup.parent_of(place, role)
         await self._backend.act(m.Move(person=access.signed_in.username, entry=found.entry.id, parent=parent.id, name=target.name))
         access.path, access.entry, access.detail = str(source), found.entry.id, f"to {target}"
         return Answer(status=200, value={"path": str(target), "id": str(found.entry.id)})
 
     async def _details(self, request: Request, access: Access) -> Answer:
         target = parse_target(request.path, kind="details")
-        found = await self.find(access, target, Action.READ)
+        found = await self._lookup.find(access, target, Action.READ)
         servers = self._backend.roster.servers
         value = details_json(
             found.entry, str(target), found.role, lambda name: servers[name].status.value if name in servers else "removed"
@@ -354,7 +260,7 @@ class SharedApi:
 
     async def _grants(self, request: Request, access: Access) -> Answer:
         target = parse_target(request.path, kind="access")
-        found = await self.find(access, target, Action.READ)
+        found = await self._lookup.find(access, target, Action.READ)
         own_only = not permits(found.role, Action.SHARE)
 
         async def ask(sql: Any) -> list[dict[str, Any]]:
@@ -377,7 +283,7 @@ class SharedApi:
         fields.finish()
         if role not in GRANTABLE:
             raise Refusal(Code.BAD_REQUEST, "Ownership cannot be given. Choose master, editor or reader.")
-        found = await self.find(access, target, Action.SHARE)
+        found = await self._lookup.find(access, target, Action.SHARE)
         access.detail = f"{username} {role}"
         await self._backend.act(m.SetGrant(person=access.signed_in.username, entry=found.entry.id, username=username, role=role))
         return Answer(status=200, value={"path": str(target), "user": username, "role": role.value})
@@ -388,7 +294,7 @@ class SharedApi:
         if not username:
             raise Refusal(Code.BAD_REQUEST, "Say whose right is to be taken: ?user=NAME.")
         leaving = username == access.signed_in.username
-        found = await self.find(access, target, Action.READ if leaving else Action.SHARE)
+        found = await self._lookup.find(access, target, Action.READ if leaving else Action.SHARE)
         access.detail = username
         await self._backend.act(m.SetGrant(person=access.signed_in.username, entry=found.entry.id, username=username, role=None))
         return Answer(status=204)

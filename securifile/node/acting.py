@@ -30,7 +30,9 @@ ADMIN_AGAIN_S = 2.0
 def no_catalogue() -> Refusal:
     """The refusal while no admin server answers."""
     return Refusal(
-        Code.CATALOGUE_UNAVAILABLE, "No admin server answers, so nothing can be changed now. Reading goes on. Try again.", retry_after_s=ADMIN_AGAIN_S
+        Code.CATALOGUE_UNAVAILABLE,
+        "No admin server answers, so nothing can be changed now. Reading goes on. Try again.",
+        retry_after_s=ADMIN_AGAIN_S,
     )
 
 
@@ -38,7 +40,15 @@ class Acting:
     """The `Backend` of a node."""
 
     def __init__(
-        self, *, clock: IReactorTime, wall: Callable[[], float], name: str, cluster: Cluster, index: Index, audit: Any, random: Callable[[int], bytes]
+        self,
+        *,
+        clock: IReactorTime,
+        wall: Callable[[], float],
+        name: str,
+        cluster: Cluster,
+        index: Index,
+        audit: Any,
+        random: Callable[[int], bytes],
     ) -> None:
         self._clock = clock
         self._cluster = cluster

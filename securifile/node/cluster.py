@@ -14,7 +14,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from securifile.model.errors import Code, DeadlineExceeded, PeerUnreachable, Refusal
-from securifile.model.facts import Fact, Server, ServerGone, Settings
+from securifile.model.facts import Fact, Server, ServerGone
 from securifile.model.ids import Position
 from securifile.model.records import AuditRecord
 from securifile.model.roster import Roster
@@ -72,6 +72,7 @@ class Cluster:
         self._measuring: Deferred[None] = succeed(None)
         self._asking: Deferred[None] = succeed(None)
         self._refusing: str | None = "starting"
+        self._introduced: list[Server] = []
         self.roster = Roster()
         self.granter = Granter(clock)
         self.heartbeats = Heartbeats(
@@ -79,7 +80,7 @@ class Cluster:
             roster=self.roster,
             subjects=lambda: self._links,
             ask=self.ask,
-            compose=self._compose,
+            compose=self.compose,
             judged=self._judged,
         )
         self.locks = Locks(
@@ -93,6 +94,9 @@ class Cluster:
     async def start(self) -> None:
         """Connect to every server that the index knows, and begin with heartbeats."""
         self.roster.replace(await directory.servers(self._index.sql), await directory.settings(self._index.sql))
+        if not self.roster.of_kind(ServerKind.ADMIN):
+            for admin in self._introduced:
+                self.roster.learn(admin)
         for server in self.roster.servers.values():
             self._connect(server)
         self._refusing = None
@@ -108,13 +112,10 @@ class Cluster:
         for link in links.values():
             await link.stop()
 
-    def introduce(self, servers: list[Server], settings: Settings | None) -> None:
-        """Know servers before the first feed has come: the admin servers that enrolment named."""
-        for server in servers:
-            if server.name not in self.roster.servers:
-                self._learn(server)
-        if settings is not None and self.roster.cluster is None:
-            self.roster.learn(settings)
+    def introduce(self, cluster: str, admins: list[Server]) -> None:
+        """Know, before the first feed has come, the cluster and the admin servers that enrolment named."""
+        self._introduced = admins
+        self.roster.cluster = cluster
 
     # --- asking others ---
 
@@ -278,7 +279,8 @@ class Cluster:
         else:
             link.move(HostPort.parse(server.protocol_address))
 
-    def _compose(self) -> m.Heartbeat:
+    def compose(self) -> m.Heartbeat:
+        """The heartbeat to send now. Every round is also a reason to measure the disk, and to ask peers when behind."""
         if self._measuring.called:
             self._measuring = Deferred.fromCoroutine(self._measure())
             self._measuring.addErrback(self._not_measured)
@@ -320,9 +322,7 @@ class Cluster:
             self._log.failure("the disk's space could not be measured", failure)
 
     def _judged(self, name: str, before: Status, after: Status) -> None:
-        self._audit.note(
-            AuditRecord(at=self._wall(), server=self._name, event="judgement", peer=name, detail=f"{before} -> {after}")
-        )
+        self._audit.note(AuditRecord(at=self._wall(), server=self._name, event="judgement", peer=name, detail=f"{before} -> {after}"))
 
     def identity_of(self, name: str) -> tuple[HostPort, PeerIdentity]:
         """Where a server is and who must be there, for bulk connections. Raises `PeerUnreachable`."""

@@ -14,6 +14,8 @@ from urllib.parse import quote
 from securifile.http.authentication import Authenticator
 from securifile.http.channel import Request
 from securifile.http.digest_fields import format_digest
+from securifile.http.exchange import Access, Answer, Streamed
+from securifile.http.lookup import Found, Lookup, authorise
 from securifile.http.ranges import (
     ByteRange,
     Verdict,
@@ -26,7 +28,6 @@ from securifile.http.ranges import (
     unsatisfied_range,
 )
 from securifile.http.redirects import Redirector, check_ticket
-from securifile.http.shared_api import Access, Answer, Found, SharedApi, Streamed, authorise
 from securifile.http.targets import Target
 from securifile.model.errors import Code, Refusal, StreamBroken
 from securifile.model.facts import File, Folder
@@ -50,6 +51,7 @@ class Downloads:
         name: str,
         cluster: Cluster,
         acting: Acting,
+        lookup: Lookup,
         authenticator: Authenticator,
         sources: Sources,
         transfers: Transfers,
@@ -58,14 +60,15 @@ class Downloads:
         self._name = name
         self._cluster = cluster
         self._acting = acting
+        self._lookup = lookup
         self._authenticator = authenticator
         self._sources = sources
         self._transfers = transfers
         self._redirector = redirector
 
-    async def get(self, api: SharedApi, request: Request, access: Access, target: Target) -> Answer | Streamed:
+    async def get(self, request: Request, access: Access, target: Target) -> Answer | Streamed:
         """Answer `GET` or `HEAD` of a file. Raises `Refusal`."""
-        found = await api.find(access, target, Action.READ)
+        found = await self._lookup.find(access, target, Action.READ)
         file = found.entry
         if isinstance(file, Folder):
             raise Refusal(Code.IS_A_FOLDER, "This is a folder. Put a slash at the end to list it.")
@@ -96,7 +99,8 @@ class Downloads:
     def _nobody(self, file: File) -> Refusal:
         servers = self._cluster.roster.servers
         tried = [
-            {"server": holder, "status": servers[holder].status.value if holder in servers else "removed"} for holder in file.version.holders
+            {"server": holder, "status": servers[holder].status.value if holder in servers else "removed"}
+            for holder in file.version.holders
         ]
         return Refusal(
             Code.NO_HOLDER,
@@ -128,7 +132,15 @@ class Downloads:
         return Streamed(status=status)
 
     async def _send(
-        self, request: Request, access: Access, found: Found, source: VersionSource, first: bytes, status: int, headers: HeaderList, length: int
+        self,
+        request: Request,
+        access: Access,
+        found: Found,
+        source: VersionSource,
+        first: bytes,
+        status: int,
+        headers: HeaderList,
+        length: int,
     ) -> None:
         sink = request.start(status, headers, length)
         reasons: list[str] = []

@@ -140,7 +140,7 @@ class Enrolment:
         anchors = TrustAnchors(root=answer["root"].encode(), servers=answer["servers"].encode(), people=answer["people"].encode())
         if anchors.fingerprint != token.fingerprint:
             raise EnrolmentFailed(
-                f"{admin} shows another root certificate than the token names. Either the token is for another cluster, or somebody is in between."
+                f"{admin} shows another root certificate than the token names. The token is for another cluster, or somebody is in between."
             )
         return anchors
 

@@ -154,6 +154,7 @@ class Fanout:
         if waited.called:
             return await waited
         gone = False
+        timer: Any = None
 
         def look() -> None:
             nonlocal timer, gone

@@ -33,7 +33,14 @@ class Feed:
     _log = Logger()
 
     def __init__(
-        self, *, clock: IReactorTime, index: Index, admins: Callable[[], list[str]], link: Callable[[str], Link | None], url: str, protocol_address: str
+        self,
+        *,
+        clock: IReactorTime,
+        index: Index,
+        admins: Callable[[], list[str]],
+        link: Callable[[str], Link | None],
+        url: str,
+        protocol_address: str,
     ) -> None:
         self._clock = clock
         self._index = index
@@ -79,7 +86,7 @@ class Feed:
         again: Deferred[None] = Deferred()
         self._again = again
         lost = peer.when_lost()
-        lost.addCallback(lambda _: again.called or again.callback(None))
+        lost.addCallback(lambda _: self._ask_again())
         lost.addErrback(lambda failure: failure.trap(CancelledError))
         try:
             asked = m.Follow(position=self._index.position, url=self._url, protocol_address=self._protocol_address)

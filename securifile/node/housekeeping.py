@@ -1,9 +1,9 @@
 """Keeping the disk in step with the catalogue, in the background.
 
-    committed   a blob whose version the index names: its sidecar notes the commit
-    superseded  a blob of an older version, or of a deleted file: dropped after `keep_superseded_s`
-    staged      a blob whose attempt has not ended as far as this node knows: the catalogue is asked; dropped only when it
-                says `abandoned`
+committed   a blob whose version the index names: its sidecar notes the commit
+superseded  a blob of an older version, or of a deleted file: dropped after `keep_superseded_s`
+staged      a blob whose attempt has not ended as far as this node knows: the catalogue is asked; dropped only when it
+says `abandoned`
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from securifile.model.errors import NoSuchBlob, OutcomeUnknown, Refusal
+from securifile.model.errors import CorruptBlock, NoSuchBlob, OutcomeUnknown, Refusal
 from securifile.model.facts import Fact, File
 from securifile.model.ids import AttemptId, Position
 from securifile.node.acting import Acting
@@ -94,8 +94,8 @@ class Housekeeping:
         for attempt, (version, position) in list(self._committed.items()):
             try:
                 await self._blobs.commit(attempt, version, position)
-            except NoSuchBlob:
-                self._log.debug("the blob of {attempt} is not here (yet)", attempt=str(attempt))
+            except (NoSuchBlob, CorruptBlock) as error:
+                self._log.warn("the commit of {attempt} is not noted: {problem}", attempt=str(attempt), problem=repr(error))
             self._committed.pop(attempt, None)
             self._staged.pop(attempt, None)
 

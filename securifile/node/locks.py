@@ -153,7 +153,7 @@ class Locks:
     async def ask_all(self, names: list[str], asked: LeaseAsk) -> dict[str, LeaseAnswer]:
         """The answers of those that answered in time."""
         asking = [self._ask_one(name, asked) for name in names]
-        results = await DeferredList(asking, consumeErrors=True)
+        results: list[tuple[bool, Any]] = await DeferredList(asking, consumeErrors=True)
         answers: dict[str, LeaseAnswer] = {}
         for name, (succeeded, answer) in zip(names, results, strict=True):
             if succeeded:

@@ -40,7 +40,6 @@ class Sources:
         name: str,
         blobs: Any,
         pool: BulkPool,
-        is_available: Callable[[str], bool],
         rotten: Callable[[Version, str], None],
     ) -> None:
         """Args:
@@ -50,7 +49,6 @@ class Sources:
         self._name = name
         self._blobs = blobs
         self._pool = pool
-        self._is_available = is_available
         self._rotten = rotten
 
     def open(self, version: Version, holders: list[str], start: int, stop: int) -> VersionSource:

@@ -1,11 +1,11 @@
 """The write path: from the head of a `PUT` to an answer that means "durable, everywhere known".
 
-    1 judge      from the head alone: may they, is there quota, is this the right node; refuse or redirect before the body
-    2 lock       the file, on every running server; the version to be made is fixed here
-    3 stream     once: to this disk, through the digest, and to the replicas
-    4 seal       fsync everywhere, and compare the digests
-    5 commit     at the catalogue, a compare-and-swap; a lost answer is asked for
-    6 spread     tell every server, and answer when no node can serve the version before
+1 judge      from the head alone: may they, is there quota, is this the right node; refuse or redirect before the body
+2 lock       the file, on every running server; the version to be made is fixed here
+3 stream     once: to this disk, through the digest, and to the replicas
+4 seal       fsync everywhere, and compare the digests
+5 commit     at the catalogue, a compare-and-swap; a lost answer is asked for
+6 spread     tell every server, and answer when no node can serve the version before
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from twisted.logger import Logger
 from securifile.http.answers import uploaded_json
 from securifile.http.channel import Request
 from securifile.http.digest_fields import format_digest, parse_digests
+from securifile.http.exchange import Access, Answer
+from securifile.http.lookup import Lookup, authorise
 from securifile.http.ranges import Verdict, etag_of, evaluate, parse_preconditions
 from securifile.http.redirects import Redirector, check_ticket
-from securifile.http.shared_api import Access, Answer, SharedApi, authorise
 from securifile.http.targets import Target
 from securifile.model.digests import DigestAlgorithm
 from securifile.model.entries import BlobSummary, Copy
@@ -95,6 +96,7 @@ class Uploads:
         name: str,
         cluster: Cluster,
         acting: Acting,
+        lookup: Lookup,
         blobs: Any,
         pool: BulkPool,
         redirector: Redirector,
@@ -105,6 +107,7 @@ class Uploads:
         self._name = name
         self._cluster = cluster
         self._acting = acting
+        self._lookup = lookup
         self._blobs = blobs
         self._pool = pool
         self._redirector = redirector
@@ -113,13 +116,13 @@ class Uploads:
         self.under_way: set[AttemptId] = set()
         """Attempts that began here and have not ended: nobody may ask the catalogue to abandon them."""
 
-    async def put(self, api: SharedApi, request: Request, access: Access, target: Target) -> Answer:
+    async def put(self, request: Request, access: Access, target: Target) -> Answer:
         """Answer `PUT` of a file. Raises `Refusal`, or `OutcomeUnknown` when the commit's fate is not known."""
         asked = self._read_head(request, access, target)
         answered = await self._answered_before(access, asked, target)
         if answered is not None:
             return answered
-        plan = await self._plan(api, request, access, target)
+        plan = await self._plan(request, access, target)
         elsewhere = await self._judge(request, access, target, plan, asked)
         if elsewhere is not None:
             return elsewhere
@@ -128,7 +131,7 @@ class Uploads:
         lock = await self._cluster.locks.take(plan.lock, attempt, access.signed_in.username, first)
         self.under_way.add(attempt)
         try:
-            fixed = await self._plan(api, request, access, target)
+            fixed = await self._plan(request, access, target)
             if fixed.lock != plan.lock:
                 raise Refusal(Code.CONFLICT, "Someone else created or deleted this path at the same time. Look at it, then upload again.")
             committed = await self._make(request, access, fixed, asked, attempt)
@@ -162,24 +165,22 @@ class Uploads:
     async def _answered_before(self, access: Access, asked: Asked, target: Target) -> Answer | None:
         if asked.key is None:
             return None
-        outcome: m.Outcome = await self._acting.ask_admin(
-            m.KeyAsk(person=access.signed_in.username, key=asked.key, request=asked.request)
-        )
+        outcome: m.Outcome = await self._acting.ask_admin(m.KeyAsk(person=access.signed_in.username, key=asked.key, request=asked.request))
         if outcome.committed is None:
             return None
         access.path, access.detail = str(target), "answered from memory"
         await self._acting.spread(outcome.committed.position, ())
         return self._answer(access, outcome.committed, target)
 
-    async def _plan(self, api: SharedApi, request: Request, access: Access, target: Target) -> Plan:
+    async def _plan(self, request: Request, access: Access, target: Target) -> Plan:
         """What the upload would become now, if the person may and the preconditions hold. Raises `Refusal`."""
-        where, role = await api.look(access, target)
+        where, role = await self._lookup.look(access, target)
         entry = where.entry
         if isinstance(entry, Folder):
             authorise(role, Action.READ)
             raise Refusal(Code.IS_A_FOLDER, "There is a folder at this path.")
         if entry is None:
-            parent = api.parent_of(where, role)
+            parent = self._lookup.parent_of(where, role)
             plan = Plan(
                 owner=target.owner,
                 parent=parent.id,
@@ -191,9 +192,7 @@ class Uploads:
             check_ticket(access.signed_in, parent.id, plan.number)
         else:
             authorise(role, Action.MODIFY)
-            plan = Plan(
-                owner=entry.owner, parent=entry.parent, name=entry.name, file=entry.id, before=entry, lock=entry.id.value
-            )
+            plan = Plan(owner=entry.owner, parent=entry.parent, name=entry.name, file=entry.id, before=entry, lock=entry.id.value)
             check_ticket(access.signed_in, entry.id, plan.number)
         etag = None if plan.before is None else etag_of(plan.before.id, plan.before.version.number)
         if evaluate(parse_preconditions(request.header), "PUT", etag) is not Verdict.PROCEED:
@@ -383,5 +382,3 @@ class Uploads:
             headers.append((b"Location", target.url().encode("ascii")))
         value = uploaded_json(file, str(target), self._cluster.roster.settings.copies_wanted)
         return Answer(status=201 if committed.created else 200, value=value, headers=tuple(headers))
-
-

@@ -11,6 +11,7 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from securifile.model.detector import Pulse, answered, sending
 from securifile.model.errors import DeadlineExceeded, PeerUnreachable, Refusal
@@ -53,6 +54,8 @@ class Heartbeats:
         self._pulses: dict[str, Pulse] = {}
         self._under_way: set[Deferred[None]] = set()
         self._number = 0
+        self._before = BEGINNING
+        """Our position a round ago."""
         self._timer: Any = None
         self.acknowledgements: dict[str, Acknowledgement] = {}
         self.heard = BEGINNING
@@ -100,16 +103,25 @@ class Heartbeats:
             self.acknowledgements.pop(gone, None)
         self._number += 1
         heartbeat = self._compose()
+        # Who answers has caught up when it is where we were a round ago. To be where we are now would be asked too much: under
+        # constant writing an index is always some milliseconds behind, and a returning server would be held for down for ever.
+        # Nothing is lost by it: it serves people only after its own index says that it is running, which is a later change.
+        caught_up, self._before = self._before if self._number > 1 else heartbeat.position, heartbeat.position
         for name in sorted(subjects):
             before = self._pulses.get(name) or Pulse(status=self.status_of(name))
             self._think(name, before, sending(before, self._number, self._roster.settings.heartbeats_missed_max))
             # An answer after the next round is due still shows that the peer lives; after the time to be held for down
             # nobody waits for it any more.
-            asking = Deferred.fromCoroutine(self._beat(name, heartbeat, interval_s * self._roster.settings.heartbeats_missed_max))
+            asking = Deferred.fromCoroutine(self._beat(name, heartbeat, caught_up, interval_s * self._roster.settings.heartbeats_missed_max))
             self._under_way.add(asking)
-            asking.addBoth(lambda _, asking=asking: self._under_way.discard(asking))
+            asking.addBoth(self._ended, asking)
 
-    async def _beat(self, name: str, heartbeat: Heartbeat, timeout_s: float) -> None:
+    def _ended(self, result: Any, asking: Deferred[None]) -> None:
+        self._under_way.discard(asking)
+        if isinstance(result, Failure):
+            self._log.failure("a heartbeat failed", result)
+
+    async def _beat(self, name: str, heartbeat: Heartbeat, caught_up: Position, timeout_s: float) -> None:
         sent_at = self._clock.seconds()
         try:
             answer: HeartbeatAnswer = await self._ask(name, heartbeat, timeout_s)
@@ -123,7 +135,7 @@ class Heartbeats:
         known = self.acknowledgements.get(name)
         if known is None or known.sent_at <= sent_at:
             self.acknowledgements[name] = Acknowledgement(kind=server.kind, sent_at=sent_at, held_for=answer.held_for)
-        self._think(name, pulse, answered(pulse, answer.position, heartbeat.position))
+        self._think(name, pulse, answered(pulse, answer.position, caught_up))
 
     def _think(self, name: str, before: Pulse, after: Pulse) -> None:
         self._pulses[name] = after

@@ -1,0 +1,101 @@
+"""The HTTPS interface of a node: the common routes, its files, and how it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from klein import Klein
+
+from securifile.http.channel import Request
+from securifile.http.exchange import Access, Answer, Streamed
+from securifile.http.routing import klein_problems
+from securifile.http.shared_api import SharedApi
+from securifile.http.targets import Target
+from securifile.model.errors import Code, Refusal
+from securifile.model.servers import ServerKind
+from securifile.node.cluster import Cluster
+from securifile.node.downloads import Downloads
+from securifile.node.index import Index
+from securifile.node.uploads import Uploads
+
+AT_AN_ADMIN = ("users", "servers", "settings", "enrolment", "trust")
+"""What only admin servers answer: a node redirects there."""
+
+
+class NodeContents:
+    """How a node gives and takes files: the `Contents` of its routes."""
+
+    def __init__(self, downloads: Downloads, uploads: Uploads) -> None:
+        self._downloads = downloads
+        self._uploads = uploads
+
+    async def get(self, request: Request, access: Access, target: Target) -> Answer | Streamed:
+        """See `Contents`."""
+        return await self._downloads.get(request, access, target)
+
+    async def put(self, request: Request, access: Access, target: Target) -> Answer | Streamed:
+        """See `Contents`."""
+        return await self._uploads.put(request, access, target)
+
+
+def node_app(*, name: str, tls: bool, api: SharedApi, cluster: Cluster, index: Index, metrics: Callable[[], dict[str, float]]) -> Any:
+    """The resource to serve."""
+    app = Klein()
+    klein_problems(app)
+    api.register(app)
+
+    @app.route("/healthz", methods=["GET", "HEAD"])
+    def healthz(request: Request) -> bytes:
+        return _json(request, 200, {"name": name, "alive": True})
+
+    @app.route("/readyz", methods=["GET", "HEAD"])
+    def readyz(request: Request) -> bytes:
+        standing = cluster.standing()
+        return _json(request, 200 if standing.serves else 503, {"ready": standing.serves, "reason": standing.reason, "tls": tls})
+
+    async def metrics_route(request: Request, access: Access) -> Answer | Streamed:
+        if not access.signed_in.person.administrator:
+            raise Refusal(Code.FORBIDDEN, "Only administrators may see this.")
+        lines = "".join(f"securifile_{key} {value:g}\n" for key, value in sorted(metrics().items())).encode("ascii")
+        sink = request.start(200, [(b"Content-Type", b"text/plain; version=0.0.4")], len(lines))
+        await sink.write(lines)
+        sink.finish()
+        return Streamed(status=200)
+
+    api.route(app, "/metrics", "GET", "metrics", metrics_route)
+
+    def elsewhere(request: Request) -> bytes:
+        admins = [cluster.roster.servers[admin] for admin in cluster.admins]
+        if not admins:
+            raise Refusal(Code.CATALOGUE_UNAVAILABLE, "This is answered by admin servers, and none is known.", retry_after_s=5.0)
+        request.setResponseCode(307)
+        request.setHeader(b"Location", admins[0].url.encode("ascii") + request.uri)
+        return b""
+
+    for kind in AT_AN_ADMIN:
+        app.route(f"/api/v1/{kind}", branch=True, endpoint=f"at an admin server: {kind}")(elsewhere)
+    return app.resource()
+
+
+def node_metrics(cluster: Cluster, index: Index) -> dict[str, float]:
+    """What `/metrics` tells, by name."""
+    heartbeat = cluster.compose()
+    return {
+        "serves": float(cluster.standing().serves),
+        "catalogue_epoch": float(index.position.epoch),
+        "catalogue_revision": float(index.position.revision),
+        "catalogue_revision_heard": float(cluster.heartbeats.heard.revision),
+        "storage_used_bytes": float(heartbeat.used_bytes),
+        "storage_available_bytes": float(heartbeat.available_bytes),
+        "nodes": float(len(cluster.roster.nodes)),
+        "nodes_running": float(len(cluster.roster.running)),
+        "admins_known": float(len(cluster.roster.of_kind(ServerKind.ADMIN))),
+    }
+
+
+def _json(request: Request, status: int, value: dict[str, Any]) -> bytes:
+    request.setResponseCode(status)
+    request.setHeader(b"Content-Type", b"application/json")
+    return json.dumps(value).encode() + b"\n"

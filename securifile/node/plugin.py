@@ -1,0 +1,87 @@
+"""`twistd securifile-node`: its options, and nothing started yet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from twisted.application.service import IService
+from twisted.python import usage
+
+from securifile.certificates.join import JoinToken
+from securifile.node.blobs import RESERVE_BYTES
+from securifile.node.service import NodeOptions, NodeService
+from securifile.process import run_on_monotonic_time
+
+
+def _port(text: str) -> int:
+    number = int(text)
+    if not 1 <= number <= 65535:
+        raise ValueError(f"{text} is no port: 1 to 65535")
+    return number
+
+
+class Options(usage.Options):
+    """What a node is told on its command line; everything else it learns from the catalogue."""
+
+    synopsis = "[--data DIR] [--join TOKEN] [options]"
+    longdesc = (
+        "A storage node of SecuriFile. The first start needs a join token, which an administrator makes with"
+        " `securifile node invite NAME`; later starts find everything in the data folder."
+    )
+    optParameters = [
+        ["data", "d", "securifile-node", "Folder for blobs, index, spool and identity; made when it is missing."],
+        ["join", None, None, "Join token, for the first start."],
+        ["join-file", None, None, "File with the join token (keeps it out of the list of processes)."],
+        ["listen", None, "0.0.0.0", "Address to listen on."],
+        ["public", None, None, "Host name or address under which people and peers reach this node [default: the one of --listen]."],
+        ["https-port", None, 9443, "Port for people.", _port],
+        ["protocol-port", None, 9444, "Port for other servers.", _port],
+        ["reserve-bytes", None, RESERVE_BYTES, "Bytes of the disk left free for index and audit spool.", int],
+    ]
+    optFlags = [["no-tls", None, "Turn all encryption off, for debugging. Every server must be started so."]]
+
+    def postOptions(self) -> None:
+        """Check what belongs together. Raises `usage.UsageError` saying what to do."""
+        if self["join"] is not None and self["join-file"] is not None:
+            raise usage.UsageError("Give --join or --join-file, not both.")
+        if self["public"] is None:
+            if self["listen"] in ("0.0.0.0", "::"):
+                raise usage.UsageError("Say with --public under which name or address this node is reached.")
+            self["public"] = self["listen"]
+        self["token"] = self._token()
+
+    def _token(self) -> JoinToken | None:
+        text = self["join"]
+        if self["join-file"] is not None:
+            try:
+                text = Path(self["join-file"]).read_text("utf-8")
+            except OSError as error:
+                raise usage.UsageError(f"The join token cannot be read: {error}") from error
+        if text is None:
+            return None
+        try:
+            return JoinToken.parse(text.strip())
+        except ValueError as error:
+            raise usage.UsageError(str(error)) from error
+
+
+def makeService(options: Any) -> IService:
+    """Compose the node; nothing is opened before it starts."""
+    from twisted.internet import reactor
+
+    run_on_monotonic_time(reactor)
+    service: IService = NodeService(
+        reactor,
+        NodeOptions(
+            data=Path(options["data"]).absolute(),
+            join=options["token"],
+            listen=options["listen"],
+            public=options["public"],
+            https_port=options["https-port"],
+            protocol_port=options["protocol-port"],
+            tls=not options["no-tls"],
+            reserve_bytes=options["reserve-bytes"],
+        ),
+    )
+    return service
