@@ -35,7 +35,8 @@ def test_only_parameters_become_lists(pieces: list[str], length: int) -> None:
     names = [f"x__{index}" for index in range(length or 1)]
     written = "(" + ", ".join(f":{name}" for name in names) + ")"
     assert spelled == " ".join(written if piece == ":x" else piece for piece in pieces)
-    assert dict(parameters) == {"other": 9, **dict(zip(names, [*values] or [None], strict=True))}
+    listed: list[int | None] = [*values] if values else [None]
+    assert dict(parameters) == {"other": 9, **dict(zip(names, listed, strict=True))}
 
 
 @pytest.mark.parametrize("lock", ["FOR UPDATE", "for update skip locked", "FOR NO KEY UPDATE NOWAIT", "\n  FOR SHARE ;"])
