@@ -564,7 +564,7 @@ class BulkPool:
         self._stall_s = stall_s
         self._connect_s = connect_s
         self._idle: dict[tuple[HostPort, PeerIdentity], list[tuple[_BulkClient, IDelayedCall]]] = {}
-        self._all: set[_BulkClient] = set()
+        self._all: dict[_BulkClient, None] = {}
         self._stopped = False
 
     @property
@@ -644,8 +644,8 @@ class BulkPool:
         await open_wire(self._connector(address, expected), wire, self._connect_s)
         client = cast(_BulkClient, wire.session)
         client.key = (address, expected)
-        self._all.add(client)
-        wire.when_gone().addCallback(lambda _: self._all.discard(client))
+        self._all[client] = None
+        wire.when_gone().addCallback(lambda _: self._all.pop(client, None))
         if self._stopped:
             wire.cut()
             raise PeerUnreachable("this server is shutting down")

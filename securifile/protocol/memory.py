@@ -13,7 +13,6 @@ A listener is known by its address; servers are named by the host of their addre
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -63,8 +62,7 @@ class MemoryTransport:
         self._network = network
         self._here = here
         self._there = there
-        self._queue: deque[bytes] = deque()
-        self._queued_bytes = 0
+        self._queue = bytearray()
         self._reading = True
         self._producer: Any = None
         self._producer_paused = False
@@ -77,11 +75,8 @@ class MemoryTransport:
         if not self.connected or self.disconnecting or not data:
             return
         self.sent_bytes += len(data)
-        view = bytes(data)
-        step = self._network.piece_bytes
-        self._queue.extend(view[start : start + step] for start in range(0, len(view), step))
-        self._queued_bytes += len(view)
-        if self._producer is not None and not self._producer_paused and self._queued_bytes > self._network.buffer_bytes:
+        self._queue += data
+        if self._producer is not None and not self._producer_paused and len(self._queue) > self._network.buffer_bytes:
             self._producer_paused = True
             self._producer.pauseProducing()
         self.deliver_soon()
@@ -100,7 +95,7 @@ class MemoryTransport:
         """Close at once."""
         if self.connected:
             self._end(ConnectionLost("aborted"))
-            self._network.clock.callLater(self._network.latency_s, self.other._end, ConnectionLost("reset"))
+            self.other.deliver_soon()
 
     def getPeer(self) -> MemoryAddress:
         """The other end."""
@@ -147,9 +142,14 @@ class MemoryTransport:
         self._delivering = None
         if not self.connected or self._network.is_cut(self._here.host, self._there.host):
             return
+        if not self.other.connected:
+            # Like TCP: who sends to a connection that is gone, or is told about it, gets a reset.
+            self._end(ConnectionLost("reset"))
+            return
         if self._queue and self.other._reading:
-            piece = self._queue.popleft()
-            self._queued_bytes -= len(piece)
+            # As with TCP, where a write began and ended is not seen.
+            piece = bytes(self._queue[: self._network.piece_bytes])
+            del self._queue[: self._network.piece_bytes]
             self.other.protocol.dataReceived(piece)
         if self._queue:
             if self.other._reading:

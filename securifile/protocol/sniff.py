@@ -1,8 +1,8 @@
 """Who is talking: TLS or plain text? The first byte tells, and a clear answer saves an operator an hour.
 
 With `--no-tls` on some servers only, each half would see the other's bytes as garbage. A listener wrapped in `tls_only` answers
-plain text in plain text, saying what is wrong; one wrapped in `plain_only` says so in its log when a TLS client comes, and
-closes, since there is nothing that a TLS client would understand.
+plain text in plain text, saying what is wrong. One wrapped in `plain_only` does the same to TLS: there the client cannot read the
+words, but it sees that this is no TLS, and says that.
 
     TCP --> sniff --> TLS --> HTTP or Wire          TCP --> sniff --> HTTP or Wire
 """
@@ -32,6 +32,9 @@ SPEAKS_TLS_ONLY = goodbye_frame(
     Refused(code=Code.BAD_REQUEST.value, detail="this server speaks TLS only; start yours without --no-tls")
 )
 """What a protocol port answers to plain text: a goodbye that the other server can read and log."""
+SPEAKS_PLAIN_ONLY = goodbye_frame(Refused(code=Code.BAD_REQUEST.value, detail="this server runs with --no-tls; start yours with it, too"))
+"""What a protocol port without TLS answers to TLS: for the client's TLS no record at all, which it reports (see `wire`)."""
+
 
 def http_answer(detail: str) -> bytes:
     """An HTTP 400 with an RFC 9457 problem, for an HTTPS port that hears plain text."""
@@ -112,10 +115,10 @@ def tls_only(factory: IProtocolFactory, answer: bytes = SPEAKS_TLS_ONLY) -> Any:
     return _Sniffing(factory, True, Verdict(answer=answer, log=heard))
 
 
-def plain_only(factory: IProtocolFactory) -> Any:
+def plain_only(factory: IProtocolFactory, answer: bytes = SPEAKS_PLAIN_ONLY) -> Any:
     """`factory` (plain), closing with a line in the log on those who speak TLS."""
 
     def heard(peer: str) -> None:
         _log.warn("{peer} speaks TLS, and this server runs with --no-tls: start both the same way", peer=peer)
 
-    return _Sniffing(factory, False, Verdict(answer=b"", log=heard))
+    return _Sniffing(factory, False, Verdict(answer=answer, log=heard))

@@ -333,8 +333,15 @@ def _words(reason: Failure) -> str:
     arguments = reason.value.args if reason.value is not None else ()
     problems = arguments[0] if arguments else None
     if isinstance(problems, list) and all(isinstance(problem, tuple) for problem in problems):
-        return "TLS: " + "; ".join(str(problem[-1]) for problem in problems)
+        words = "; ".join(str(problem[-1]) for problem in problems)
+        if words in _NO_TLS:
+            return "the other end does not speak TLS: was it started with --no-tls?"
+        return f"TLS: {words}"
     return reason.getErrorMessage()
+
+
+_NO_TLS = ("wrong version number", "packet length too long", "record layer failure")
+"""OpenSSL's words for bytes that are no TLS record."""
 
 
 class _OneWire(Factory):

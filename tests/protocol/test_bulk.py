@@ -300,6 +300,19 @@ def test_slow_reader_is_waited_for(rig: Rig) -> None:
     assert len(rig.result(_read_all(source), steps=10_000)) == 100 * 262144
 
 
+def test_unread_end_frees_the_connection(rig: Rig) -> None:
+    """When all has arrived, the connection serves the next transfer, even before the reader has taken everything."""
+    blobs = Blobs(source=Source([b"x" * 262144] * 4 + [b"y"]))
+    pool = start(rig, blobs)
+    _, first = rig.result(pool.fetch("n1", FetchBlob(attempt=ATTEMPT), 5))
+    rig.settle()
+    assert pool.idle == 1
+    blobs.source = Source([b"z"])
+    assert rig.result(_fetch_all(pool))[1] == b"z"
+    assert len(rig.result(_read_all(first))) == MIB + 1
+    assert len(rig.network.transports("n2")) == 1
+
+
 def test_stalled_sender(rig: Rig) -> None:
     """A sender that sends nothing for the time allowed is broken off."""
     blobs = Blobs()

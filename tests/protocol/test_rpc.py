@@ -218,12 +218,14 @@ def test_one_late_answer_is_no_silence() -> None:
     hold: list[Deferred[None]] = []
 
     async def handler(peer: Peer, message: Heartbeat) -> HeartbeatAnswer:
-        hold.append(Deferred())
-        await hold[-1]
+        if message == BEAT:
+            hold.append(Deferred())
+            await hold[-1]
         return BEAT_ANSWER
 
     rig.serve({Heartbeat: handler})
     link = rig.link()
+    rig.result(link.ask(Heartbeat(position=Position(1, 1)), 1))
     rig.settle(3600)
     answer = link.ask(BEAT, 0.5)
     rig.settle(1)
