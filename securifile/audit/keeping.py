@@ -306,6 +306,7 @@ class Keeper(Service):
 
     def room(self) -> Deferred[None]:
         """Fires when there is room again."""
+
         def forget(cancelled: Deferred[None]) -> None:
             if cancelled in self._waiting_for_room:
                 self._waiting_for_room.remove(cancelled)

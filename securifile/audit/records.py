@@ -224,7 +224,7 @@ _HEADER = re.compile(
 _TIMESTAMP = re.compile(
     rb"([0-9]{4})-([0-9]{2})-([0-9]{2})T([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]{1,6}))?(?:Z|([+-])([0-9]{2}):([0-9]{2}))"
 )
-_SD_NAME = rb'[\x21\x23-\x3c\x3e-\x5c\x5e-\x7e]{1,32}'
+_SD_NAME = rb"[\x21\x23-\x3c\x3e-\x5c\x5e-\x7e]{1,32}"
 _OPENING = re.compile(rb"\[(" + _SD_NAME + rb")")
 _PARAMETER = re.compile(rb" (" + _SD_NAME + rb')="([^"\\\]]*(?:\\.[^"\\\]]*)*)"', re.DOTALL)
 

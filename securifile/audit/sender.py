@@ -207,6 +207,8 @@ class AuditSender(Service):
             self._in_flight.clear()
             self._in_flight_bytes = 0
             self._watch_for_stall()
+            # Whoever waited for news is on its way out, and must not be woken by the end of the connection.
+            connection.news()
             connection.end(politely=politely)
         if not self._confirming and self._clock.seconds() - since > STEADY_S:
             self._backoff.succeeded()

@@ -353,4 +353,3 @@ class SpoolReader:
             if segment.ordinal == self._ordinal and not self._past and self._number <= segment.last:
                 return segment
         return None
-
