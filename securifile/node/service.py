@@ -27,38 +27,23 @@ from securifile.audit.sender import AuditSender
 from securifile.audit.spool import Spool
 from securifile.certificates.identity import Identity, TrustAnchors, make_csr
 from securifile.certificates.join import JoinToken
-from securifile.http.authentication import Authenticator
 from securifile.http.channel import http_factory
 from securifile.http.https import HttpsCertificate, https_factory
-from securifile.http.identity import BasicCache
 from securifile.http.limits import HttpLimits
-from securifile.http.lookup import Lookup
-from securifile.http.redirects import Redirector
 from securifile.http.shared_api import SharedApi
-from securifile.model.entries import Version
 from securifile.model.errors import OutcomeUnknown, Refusal
-from securifile.model.facts import Server
-from securifile.model.records import AuditRecord
+from securifile.model.facts import Server, ServerGone
 from securifile.model.servers import HostPort, ServerKind, Status
 from securifile.node.acting import Acting
 from securifile.node.blobs import DiskBlobs
-from securifile.node.cluster import Cluster
-from securifile.node.downloads import Downloads
+from securifile.node.composition import Node, Self, Stores, World
 from securifile.node.enrolment import Enrolment, Membership
-from securifile.node.feed import Feed
-from securifile.node.housekeeping import Housekeeping
 from securifile.node.index import Index
 from securifile.node.node_api import NodeContents, node_app, node_metrics
-from securifile.node.peer_blobs import PeerBlobs
-from securifile.node.sources import Sources
-from securifile.node.transfers import Transfers
-from securifile.node.uploads import Uploads
 from securifile.node.worker import ThreadWorker
 from securifile.process import say_gone, say_ready, take_folder
-from securifile.protocol.bulk import BulkPool
 from securifile.protocol.connection import PeerIdentity
 from securifile.protocol.messages import RenewCertificate, RenewedCertificate
-from securifile.protocol.rpc import Handlers, Link
 from securifile.protocol.sniff import http_answer, plain_only, tls_only
 from securifile.protocol.tls import Credentials, CurrentCredentials, identify, tls_connector, tls_factory
 from securifile.protocol.transport import ControlAndBulkFactory, tcp_connector
@@ -143,9 +128,14 @@ class NodeService(Service):
         url = f"{scheme}://{HostPort(options.public, options.https_port)}"
         address = HostPort(options.public, options.protocol_port)
         identity, membership = await self._identity(url, address)
-        current = CurrentCredentials(_credentials(identity, TrustAnchors.load(str(folder))))
-        certificate = HttpsCertificate.of(identity)
-
+        me = Self(
+            cluster=membership.cluster,
+            name=membership.name,
+            url=url,
+            protocol_address=address,
+            sign=identity.sign,
+            admins=tuple(_introduced(membership)),
+        )
         pool = ThreadPool(0, WORKERS, "node")
         pool.start()
         self._undo.append(pool.stop)
@@ -158,136 +148,44 @@ class NodeService(Service):
         await spool.open()
         self._undo.append(spool.close)
 
-        await self._compose(identity, membership, current, certificate, blobs, index, spool, url, address)
+        await self._run(me, identity, blobs, index, spool)
         say_ready(folder, name=membership.name, url=url, protocol_address=str(address))
         self._log.info("node {name} is ready at {url}", name=membership.name, url=url)
 
-    async def _compose(
-        self,
-        identity: Identity,
-        membership: Membership,
-        current: CurrentCredentials,
-        certificate: HttpsCertificate,
-        blobs: DiskBlobs,
-        index: Index,
-        spool: Spool,
-        url: str,
-        address: HostPort,
-    ) -> None:
-        clock, name, tls = self._reactor, membership.name, self._options.tls
-        here = PeerIdentity(cluster=membership.cluster, kind=ServerKind.NODE, name=name)
+    async def _run(self, me: Self, identity: Identity, blobs: DiskBlobs, index: Index, spool: Spool) -> None:
+        clock, tls = self._reactor, self._options.tls
+        current = CurrentCredentials(Credentials.of(identity, TrustAnchors.load(str(self._options.data))))
+        certificate = HttpsCertificate.of(identity)
         connector = tls_connector(clock, current) if tls else tcp_connector(clock)
-        judge = identify if tls else claimed
-
-        def make_link(server: Server, handlers: Handlers) -> Link:
-            return Link(
-                clock=clock,
-                jitter=lambda: secrets.randbelow(1 << 20) / (1 << 20),
-                connector=connector,
-                identify=judge,
-                address=HostPort.parse(server.protocol_address),
-                expected=PeerIdentity(cluster=membership.cluster, kind=server.kind, name=server.name),
-                here=here,
-                handlers=handlers,
-            )
-
-        feed = Feed(
-            clock=clock,
-            index=index,
-            admins=lambda: cluster.admins,
-            link=lambda admin: cluster.link(admin),
-            url=url,
-            protocol_address=str(address),
-        )
         sender = AuditSender(
             spool,
             lambda: [
-                connector(HostPort.parse(admin.syslog_address), PeerIdentity(cluster=membership.cluster, kind=admin.kind, name=admin.name))
-                for admin in map(cluster.roster.servers.__getitem__, cluster.admins)
+                connector(HostPort.parse(admin.syslog_address), PeerIdentity(cluster=me.cluster, kind=admin.kind, name=admin.name))
+                for admin in map(node.cluster.roster.servers.__getitem__, node.cluster.admins)
                 if admin.syslog_address
             ],
             clock=clock,
             random=os.urandom,
         )
-        cluster = Cluster(
-            clock=clock,
-            wall=time.time,
-            name=name,
-            index=index,
-            space=blobs.space,
-            make_link=make_link,
-            audit=spool,
-            audit_kept=sender.confirmed,
-            more_handlers=feed.handlers,
+        node = Node(
+            World(
+                clock=clock,
+                wall=time.time,
+                random=os.urandom,
+                below=secrets.randbelow,
+                connector=connector,
+                identify=identify if tls else claimed,
+            ),
+            Stores(blobs=blobs, index=index, audit=spool, audit_kept=sender.confirmed),
+            me,
         )
-        cluster.introduce(membership.cluster, _introduced(membership))
-        acting = Acting(clock=clock, wall=time.time, name=name, cluster=cluster, index=index, audit=spool, random=os.urandom)
-        bulk = BulkPool(clock=clock, connector=connector, here=here, locate=cluster.identity_of, identify=judge)
-        self._undo.append(bulk.stop)
-
-        def rotten(version: Version, reason: str) -> None:
-            quarantining = blobs.quarantine(version.attempt, reason)
-            quarantining.addErrback(lambda failure: self._log.failure("a bad blob could not be put aside", failure))
-            spool.note(AuditRecord(at=time.time(), server=name, event="rotten", detail=f"{version.attempt}: {reason}"))
-
-        transfers = Transfers(
-            clock=clock,
-            interval_s=lambda: cluster.roster.settings.heartbeat_interval_s,
-            serves=lambda: None if (standing := cluster.standing()).serves or standing.behind else standing.reason,
-        )
-        index.listen(transfers.learn)
-        authenticator = Authenticator(acting, BasicCache(clock, os.urandom))
-        lookup = Lookup(acting)
-        redirector = Redirector(name=name, roster=cluster.roster, wall=time.time, position=lambda: index.position, sign=identity.sign)
-        downloads = Downloads(
-            name=name,
-            cluster=cluster,
-            acting=acting,
-            lookup=lookup,
-            authenticator=authenticator,
-            sources=Sources(clock=clock, name=name, blobs=blobs, pool=bulk, rotten=rotten),
-            transfers=transfers,
-            redirector=redirector,
-        )
-        uploads = Uploads(
-            clock=clock,
-            name=name,
-            cluster=cluster,
-            acting=acting,
-            lookup=lookup,
-            blobs=blobs,
-            pool=bulk,
-            redirector=redirector,
-            random=os.urandom,
-            below=secrets.randbelow,
-        )
-        housekeeping = Housekeeping(
-            clock=clock,
-            wall=time.time,
-            name=name,
-            index=index,
-            blobs=blobs,
-            acting=acting,
-            is_under_way=uploads.under_way.__contains__,
-        )
-        index.listen(housekeeping.learn)
-        contents = NodeContents(downloads, uploads)
-        api = SharedApi(clock=clock, backend=acting, authenticator=authenticator, lookup=lookup, contents=contents)
-        app = node_app(name=name, tls=tls, api=api, cluster=cluster, index=index, metrics=lambda: node_metrics(cluster, index))
-
-        await self._listen_to_peers(cluster, blobs, here, current if tls else None)
-        await cluster.start()
-        self._undo.append(cluster.stop)
-        feed.start()
-        self._undo.append(feed.stop)
+        await self._listen_to_peers(node, index, me.identity, current)
+        await node.start()
+        self._undo.append(node.stop)
         sender.startService()
         self._undo.append(sender.stopService)
-        housekeeping.start()
-        self._undo.append(housekeeping.stop)
-        transfers.start()
-        self._undo.append(transfers.stop)
-        await self._listen_to_people(app, certificate if tls else None)
-        self._renew_later(acting, identity, current, certificate)
+        await self._listen_to_people(node, index, certificate)
+        self._renew_later(node.acting, identity, current, certificate)
 
     async def _identity(self, url: str, address: HostPort) -> tuple[Identity, Membership]:
         folder = self._options.data
@@ -317,23 +215,36 @@ class NodeService(Service):
         self._undo.append(database.close)
         return index
 
-    async def _listen_to_peers(self, cluster: Cluster, blobs: DiskBlobs, here: PeerIdentity, current: CurrentCredentials | None) -> None:
+    async def _listen_to_peers(self, node: Node, index: Index, here: PeerIdentity, current: CurrentCredentials) -> None:
+        tls = self._options.tls
         factory = ControlAndBulkFactory(
             clock=self._reactor,
             here=here,
-            is_member=cluster.is_member,
-            handlers=cluster.handlers,
-            bulk=PeerBlobs(blobs),
-            identify=claimed if current is None else identify,
+            is_member=node.cluster.is_member,
+            handlers=node.handlers,
+            bulk=node.bulk,
+            identify=identify if tls else claimed,
         )
-        listening = plain_only(factory) if current is None else tls_only(tls_factory(self._reactor, current, factory))
+        index.listen(lambda fact: factory.drop(fact.name) if isinstance(fact, ServerGone) else None)
+        listening = tls_only(tls_factory(self._reactor, current, factory)) if tls else plain_only(factory)
         port = await self._endpoint(self._options.protocol_port).listen(listening)
         self._undo.append(factory.close_all)
         self._undo.append(port.stopListening)
 
-    async def _listen_to_people(self, app: Any, certificate: HttpsCertificate | None) -> None:
+    async def _listen_to_people(self, node: Node, index: Index, certificate: HttpsCertificate) -> None:
+        tls = self._options.tls
+        api = SharedApi(
+            clock=self._reactor,
+            backend=node.acting,
+            authenticator=node.authenticator,
+            lookup=node.lookup,
+            contents=NodeContents(node.downloads, node.uploads),
+        )
+        app = node_app(
+            name=node.acting.name, tls=tls, api=api, cluster=node.cluster, index=index, metrics=lambda: node_metrics(node.cluster, index)
+        )
         factory = http_factory(app, self._reactor, HttpLimits(), wall=time.time)
-        listening = plain_only(factory) if certificate is None else tls_only(https_factory(self._reactor, certificate, factory), HTTPS_ONLY)
+        listening = tls_only(https_factory(self._reactor, certificate, factory), HTTPS_ONLY) if tls else plain_only(factory)
         port = await self._endpoint(self._options.https_port).listen(listening)
         self._undo.append(lambda: factory.shut_down(SHUT_DOWN_S))
         self._undo.append(port.stopListening)
@@ -361,16 +272,12 @@ class NodeService(Service):
             renewed: RenewedCertificate = await acting.ask_admin(RenewCertificate(csr=make_csr(identity.key)))
             identity = Identity.of(identity.key, renewed.chain)
             identity.save(str(self._options.data))
-            current.replace(_credentials(identity, TrustAnchors.load(str(self._options.data))))
+            current.replace(Credentials.of(identity, TrustAnchors.load(str(self._options.data))))
             certificate.replace(identity)
             self._log.info("the certificate was renewed")
 
         timer = self._reactor.callLater(0, look)
         self._undo.append(lambda: timer.cancel())
-
-
-def _credentials(identity: Identity, anchors: TrustAnchors) -> Credentials:
-    return Credentials(key=identity.key_pem, chain=identity.chain_pem, trust=anchors.servers)
 
 
 def _introduced(membership: Membership) -> list[Server]:

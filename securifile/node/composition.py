@@ -1,0 +1,203 @@
+"""The parts of a node, joined: everything but sockets, folders and processes.
+
+What the world gives (`World`) and where things are kept (`Stores`) come in; a service hands in the real ones, tests and the simulation
+a virtual clock, a network in memory and stores that can crash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from securifile.http.authentication import Authenticator
+from securifile.http.identity import BasicCache
+from securifile.http.lookup import Lookup
+from securifile.http.redirects import Redirector
+from securifile.model.entries import Version
+from securifile.model.facts import Server
+from securifile.model.records import AuditRecord
+from securifile.model.servers import HostPort, ServerKind
+from securifile.node.acting import Acting
+from securifile.node.cluster import Cluster
+from securifile.node.downloads import Downloads
+from securifile.node.feed import Feed
+from securifile.node.housekeeping import Housekeeping
+from securifile.node.index import Index
+from securifile.node.peer_blobs import PeerBlobs
+from securifile.node.sources import Sources
+from securifile.node.transfers import Transfers
+from securifile.node.uploads import Uploads
+from securifile.protocol.bulk import BulkPool
+from securifile.protocol.connection import PeerIdentity
+from securifile.protocol.rpc import Handlers, Link
+from securifile.protocol.wire import Connector, Identify
+
+
+@attrs.frozen(kw_only=True)
+class World:
+    """What a node cannot make by itself: time, chance, and ways to others."""
+
+    clock: IReactorTime
+    """Monotonic."""
+    wall: Callable[[], float]
+    random: Callable[[int], bytes]
+    below: Callable[[int], int]
+    """A random integer from 0 to its argument - 1."""
+    connector: Connector
+    identify: Identify
+
+
+@attrs.frozen(kw_only=True)
+class Stores:
+    """Where a node keeps things."""
+
+    blobs: Any
+    """An `IBlobStore`."""
+    index: Index
+    audit: Any
+    """An `IAuditLog`."""
+    audit_kept: Callable[[str, int], None]
+    """Told up to which number of which boot an admin server has kept the records."""
+
+
+@attrs.frozen(kw_only=True)
+class Self:
+    """Who the node is."""
+
+    cluster: str
+    name: str
+    url: str
+    protocol_address: HostPort
+    sign: Callable[[bytes], bytes]
+    """Signs tickets with the key of the node's certificate."""
+    admins: tuple[Server, ...]
+    """The admin servers to ask first, before the index knows any."""
+
+    @property
+    def identity(self) -> PeerIdentity:
+        """How peers know it."""
+        return PeerIdentity(cluster=self.cluster, kind=ServerKind.NODE, name=self.name)
+
+
+class Node:
+    """One node. Peers reach it by `handlers` and `bulk`, people by `authenticator`, `lookup`, `downloads` and `uploads`."""
+
+    _log = Logger()
+
+    def __init__(self, world: World, stores: Stores, me: Self) -> None:
+        self._world = world
+        self._stores = stores
+        self._me = me
+        clock, wall, name, index = world.clock, world.wall, me.name, stores.index
+        self._feed = Feed(
+            clock=clock,
+            index=index,
+            admins=lambda: self.cluster.admins,
+            link=lambda admin: self.cluster.link(admin),
+            url=me.url,
+            protocol_address=str(me.protocol_address),
+        )
+        self.cluster = Cluster(
+            clock=clock,
+            wall=wall,
+            name=name,
+            index=index,
+            space=stores.blobs.space,
+            make_link=self._make_link,
+            audit=stores.audit,
+            audit_kept=stores.audit_kept,
+            more_handlers=self._feed.handlers,
+        )
+        self.cluster.introduce(me.cluster, list(me.admins))
+        self.acting = Acting(clock=clock, wall=wall, name=name, cluster=self.cluster, index=index, audit=stores.audit, random=world.random)
+        self._pool = BulkPool(
+            clock=clock, connector=world.connector, here=me.identity, locate=self.cluster.identity_of, identify=world.identify
+        )
+        self.authenticator = Authenticator(self.acting, BasicCache(clock, world.random))
+        self.lookup = Lookup(self.acting)
+        redirector = Redirector(name=name, roster=self.cluster.roster, wall=wall, position=lambda: index.position, sign=me.sign)
+        self._transfers = Transfers(
+            clock=clock, interval_s=lambda: self.cluster.roster.settings.heartbeat_interval_s, serves=self._why_silent
+        )
+        self.downloads = Downloads(
+            name=name,
+            cluster=self.cluster,
+            acting=self.acting,
+            lookup=self.lookup,
+            authenticator=self.authenticator,
+            sources=Sources(clock=clock, name=name, blobs=stores.blobs, pool=self._pool, rotten=self._rotten),
+            transfers=self._transfers,
+            redirector=redirector,
+        )
+        self.uploads = Uploads(
+            clock=clock,
+            name=name,
+            cluster=self.cluster,
+            acting=self.acting,
+            lookup=self.lookup,
+            blobs=stores.blobs,
+            pool=self._pool,
+            redirector=redirector,
+            random=world.random,
+            below=world.below,
+        )
+        self._housekeeping = Housekeeping(
+            clock=clock,
+            wall=wall,
+            name=name,
+            index=index,
+            blobs=stores.blobs,
+            acting=self.acting,
+            is_under_way=self.uploads.under_way.__contains__,
+        )
+        self.bulk = PeerBlobs(stores.blobs)
+        index.listen(self._transfers.learn)
+        index.listen(self._housekeeping.learn)
+
+    @property
+    def handlers(self) -> Handlers:
+        """What it answers to peers on control connections."""
+        return self.cluster.handlers
+
+    async def start(self) -> None:
+        """Connect to the other servers, follow the catalogue, and serve as soon as they agree."""
+        await self.cluster.start()
+        self._feed.start()
+        self._housekeeping.start()
+        self._transfers.start()
+
+    async def stop(self) -> None:
+        """Serve nobody any more; transfers under way are cut."""
+        self._transfers.stop()
+        self._housekeeping.stop()
+        self._feed.stop()
+        await self.cluster.stop()
+        await self._pool.stop()
+
+    def _make_link(self, server: Server, handlers: Handlers) -> Link:
+        return Link(
+            clock=self._world.clock,
+            jitter=lambda: self._world.below(1 << 20) / (1 << 20),
+            connector=self._world.connector,
+            identify=self._world.identify,
+            address=HostPort.parse(server.protocol_address),
+            expected=PeerIdentity(cluster=self._me.cluster, kind=server.kind, name=server.name),
+            here=self._me.identity,
+            handlers=handlers,
+        )
+
+    def _why_silent(self) -> str | None:
+        """Why transfers must be cut; None while they may go on. To be behind for a moment is no reason."""
+        standing = self.cluster.standing()
+        return None if standing.serves or standing.behind else standing.reason
+
+    def _rotten(self, version: Version, reason: str) -> None:
+        quarantining = self._stores.blobs.quarantine(version.attempt, reason)
+        quarantining.addErrback(lambda failure: self._log.failure("a bad blob could not be put aside", failure))
+        self._stores.audit.note(
+            AuditRecord(at=self._world.wall(), server=self._me.name, event="rotten", detail=f"{version.attempt}: {reason}")
+        )
