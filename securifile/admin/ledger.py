@@ -21,6 +21,9 @@ from securifile.sql.facts import apply_fact, every_fact
 
 T = TypeVar("T")
 
+CATCH_UP_MAX = 1000
+"""Changes read at once: some hundred kilobytes."""
+
 
 @attrs.frozen(kw_only=True)
 class Decision(Generic[T]):
@@ -146,8 +149,41 @@ class Ledger:
 
     async def catch_up(self) -> None:
         """Tell listeners of commits whose answer was lost, or that another admin server made."""
-        for change in await self.changes_after(self._told, 1000):
-            self._tell(Position(self._told.epoch, change.revision), change)
+        while True:
+            missed = await self.changes_after(self._told, CATCH_UP_MAX)
+            for change in missed:
+                self._tell(Position(self._told.epoch, change.revision), change)
+            if len(missed) < CATCH_UP_MAX:
+                return
+
+    async def begin_epoch(self, beyond: Position) -> Position:
+        """Begin a new epoch if the catalogue has not come as far as `beyond`, which a node knows: it went back in time.
+
+        Returns:
+            The position afterwards.
+        """
+        await self.catch_up()
+
+        async def write(sql: Any) -> Position:
+            rows = await sql.query("SELECT epoch, revision FROM cluster FOR UPDATE")
+            known = Position(*rows[0])
+            if known >= beyond:
+                return known
+            after = Position(max(known.epoch, beyond.epoch) + 1, known.revision)
+            await sql.execute("UPDATE cluster SET epoch = :epoch", {"epoch": after.epoch})
+            return after
+
+        after: Position = await self.database.transact("begin an epoch", write)
+        if after.epoch != self._told.epoch:
+            self._log.critical(
+                "the catalogue went back in time: a server knows {beyond}, the catalogue {known}; epoch {epoch} begins",
+                beyond=str(beyond),
+                known=str(self._told),
+                epoch=after.epoch,
+            )
+            self._told = after
+            self._waiting.clear()
+        return self._told
 
     async def changes_after(self, position: Position, limit: int) -> list[Change]:
         """Up to `limit` changes after `position`, in order and without a gap."""

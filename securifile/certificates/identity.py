@@ -188,6 +188,12 @@ def fingerprint(certificate_pem: bytes) -> str:
     return hashlib.sha256(x509.load_pem_x509_certificate(certificate_pem).public_bytes(serialization.Encoding.DER)).hexdigest()
 
 
+def leaf_key(chain_pem: bytes) -> bytes:
+    """DER SubjectPublicKeyInfo of the first certificate of a chain."""
+    key = x509.load_pem_x509_certificates(chain_pem)[0].public_key()
+    return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
 def moment(now: float) -> datetime:
     """Whole seconds, as certificates have them."""
     return datetime.fromtimestamp(int(now), UTC)

@@ -32,8 +32,8 @@ def _as_tuple(value: Iterable[str]) -> tuple[str, ...]:
 
 
 def _urls(instance: object, attribute: object, value: tuple[str, ...]) -> None:
-    if not value or not all(isinstance(url, str) and url.startswith("https://") for url in value):
-        raise ValueError(f"a join token names admin servers by https:// URLs, not {value!r}")
+    if not value or not all(isinstance(url, str) and url.startswith(("https://", "http://")) for url in value):
+        raise ValueError(f"a join token names admin servers by https:// URLs (http:// when TLS is off), not {value!r}")
 
 
 def _fingerprint(instance: object, attribute: object, value: str) -> None:
@@ -51,7 +51,7 @@ class JoinToken:
     """An invitation for one node."""
 
     admins: tuple[str, ...] = attrs.field(converter=_as_tuple, validator=_urls)
-    """Where admin servers answer: `https://host:port`, at least one."""
+    """Where admin servers answer: `https://host:port`, at least one; `http://` from an admin server that runs with `--no-tls`."""
     fingerprint: str = attrs.field(validator=_fingerprint)
     """SHA-256 of the root certificate's DER, as 64 hexadecimal digits: `TrustAnchors.fingerprint`."""
     cluster: str = attrs.field(converter=check_cluster)

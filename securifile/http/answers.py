@@ -92,3 +92,11 @@ def person_json(person: Person) -> dict[str, Any]:
 def settings_json(settings: ClusterSettings) -> dict[str, Any]:
     """The cluster's settings, by name."""
     return attrs.asdict(settings)
+
+
+def parse_time(text: str) -> float:
+    """Wall-clock seconds from an RFC 3339 time; it must say its offset (`Z`, `+01:00`). Raises `ValueError`."""
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError("a time needs its offset from UTC")
+    return moment.timestamp()

@@ -190,6 +190,18 @@ async def person(sql: Any, username: str) -> Person | None:
     return person_of(rows[0]) if rows else None
 
 
+async def person_by_login(sql: Any, login: str) -> Person | None:
+    """The person whose user name or e-mail address this is."""
+    rows = await sql.query("SELECT * FROM people WHERE username = :login OR email = :login", {"login": login})
+    return person_of(rows[0]) if len(rows) == 1 else None
+
+
+async def people(sql: Any, after: str, limit: int) -> list[Person]:
+    """Up to `limit` people whose names come after `after`, by name."""
+    rows = await sql.query("SELECT * FROM people WHERE username > :after ORDER BY username LIMIT :limit", {"after": after, "limit": limit})
+    return [person_of(row) for row in rows]
+
+
 async def session(sql: Any, token_hash: bytes) -> Session | None:
     """The session with that token."""
     rows = await sql.query("SELECT * FROM sessions WHERE token_hash = :hash", {"hash": token_hash})

@@ -61,7 +61,7 @@ def test_the_secret_is_not_shown() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"admins": ()}, {"admins": ("http://a",)}, {"fingerprint": "0F" * 32}, {"cluster": "C 1"}, {"name": "a/b"}, {"secret": ""}],
+    [{"admins": ()}, {"admins": ("ftp://a",)}, {"fingerprint": "0F" * 32}, {"cluster": "C 1"}, {"name": "a/b"}, {"secret": ""}],
 )
 def test_a_token_is_complete(wrong: dict[str, Any]) -> None:
     """No token is made that could not be used."""

@@ -1,0 +1,111 @@
+"""An admin server's HTTP resource: the routes that every server has, those of its own, and what machines ask: health and metrics."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from klein import Klein
+
+from securifile.admin.backend import AdminBackend
+from securifile.admin.catalogue import Catalogue
+from securifile.admin.people_api import PeopleApi
+from securifile.admin.requests import administrator
+from securifile.admin.servers_api import ServersApi
+from securifile.admin.watch import Watch
+from securifile.http.channel import Request
+from securifile.http.exchange import Access, Streamed
+from securifile.http.routing import klein_problems
+from securifile.http.shared_api import SharedApi
+from securifile.model.servers import Status
+
+
+class AdminApi:
+    """Everything that an admin server answers over HTTP."""
+
+    def __init__(
+        self,
+        *,
+        shared: SharedApi,
+        people: PeopleApi,
+        servers: ServersApi,
+        backend: AdminBackend,
+        catalogue: Catalogue,
+        watch: Watch,
+        followers: Callable[[], Mapping[str, Any]],
+    ) -> None:
+        """Args:
+        followers: how far each node that follows this server is.
+        """
+        self._shared = shared
+        self._people = people
+        self._servers = servers
+        self._backend = backend
+        self._catalogue = catalogue
+        self._watch = watch
+        self._followers = followers
+
+    def resource(self) -> Any:
+        """The `IResource`."""
+        app = klein_problems(Klein())
+        app.route("/healthz", methods=["GET", "HEAD"], endpoint="healthz")(self._health)
+        app.route("/readyz", methods=["GET", "HEAD"], endpoint="readyz")(self._ready)
+        self._shared.register(app)
+        self._people.register(app, self._shared)
+        self._servers.register(app, self._shared)
+        self._shared.route(app, "/metrics", "GET", "metrics", self._metrics)
+        return app.resource()
+
+    def _health(self, request: Request) -> bytes:
+        return _json(request, 200, {"status": "alive", "server": self._backend.name})
+
+    def _ready(self, request: Request) -> bytes:
+        if self._backend.has_database:
+            return _json(request, 200, {"status": "ready", "server": self._backend.name})
+        return _json(request, 503, {"status": "waiting", "server": self._backend.name, "reason": "the database does not answer"})
+
+    async def _metrics(self, request: Request, access: Access) -> Streamed:
+        administrator(access)
+        content = self._metrics_text().encode()
+        sink = request.start(200, [(b"Content-Type", b"text/plain; version=0.0.4; charset=utf-8")], len(content))
+        await sink.write(content)
+        sink.finish()
+        return Streamed(status=200)
+
+    def _metrics_text(self) -> str:
+        """Prometheus' text format, version 0.0.4."""
+        roster = self._catalogue.roster
+        followers = self._followers()
+        revision = self._catalogue.ledger.position.revision
+        lines = [
+            "# HELP securifile_database_up Whether the database answered when it was last asked.",
+            "# TYPE securifile_database_up gauge",
+            f"securifile_database_up {int(self._backend.has_database)}",
+            "# HELP securifile_revision The last change of the catalogue.",
+            "# TYPE securifile_revision counter",
+            f"securifile_revision {revision}",
+            "# HELP securifile_server_status What the cluster holds a server for: 1 for the status that it has.",
+            "# TYPE securifile_server_status gauge",
+        ]
+        for name, server in sorted(roster.servers.items()):
+            for status in Status:
+                labels = f'server="{name}",kind="{server.kind}",status="{status}"'
+                lines.append(f"securifile_server_status{{{labels}}} {int(server.status is status)}")
+        series: list[tuple[str, str, Mapping[str, Any]]] = [
+            ("used_bytes", "Bytes that a node's blobs take.", {name: seen.used_bytes for name, seen in self._watch.seen.items()}),
+            ("available_bytes", "Bytes that would fit on a node.", {name: seen.available_bytes for name, seen in self._watch.seen.items()}),
+            ("heartbeat_age_seconds", "Since a node's last heartbeat.", {name: self._watch.age_of(name) for name in self._watch.seen}),
+            ("changes_behind", "Changes that a node's index lacks.", {name: revision - at.revision for name, at in followers.items()}),
+        ]
+        for metric, text, values in series:
+            lines += [f"# HELP securifile_node_{metric} {text}", f"# TYPE securifile_node_{metric} gauge"]
+            lines += [f'securifile_node_{metric}{{server="{name}"}} {value}' for name, value in sorted(values.items())]
+        return "\n".join(lines) + "\n"
+
+
+def _json(request: Request, status: int, value: dict[str, Any]) -> bytes:
+    request.setResponseCode(status)
+    request.setHeader(b"Content-Type", b"application/json")
+    request.setHeader(b"Cache-Control", b"no-store")
+    return json.dumps(value).encode() + b"\n"

@@ -1,0 +1,151 @@
+"""The catalogue: people, files, servers and their history over one database.
+
+`open` brings the database up to date, finds the epoch, and keeps a roster of servers and settings at hand. On SQLite
+(`memory_catalogue`) it is the verified fake: the same suite runs on both engines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+import argon2
+import attrs
+from twisted.internet.defer import Deferred
+
+from securifile.admin.files import Files
+from securifile.admin.ledger import Entered, Ledger
+from securifile.admin.members import Members
+from securifile.admin.migrations import Migration, migrate
+from securifile.admin.people import People
+from securifile.admin.schema import FIRST
+from securifile.audit.keeping import ReceivedRecord
+from securifile.model.facts import Change, Settings
+from securifile.model.ids import Position
+from securifile.model.records import AuditRecord
+from securifile.model.roster import Roster
+from securifile.model.settings import ClusterSettings
+from securifile.sql import directory
+from securifile.sql.sqlite import SqliteDatabase
+from securifile.sql.tables import spelled
+from securifile.workers import InlineWorker
+
+T = TypeVar("T")
+
+AUDIT_GROUP = 100
+"""Audit records written with one statement: fewer round trips, and a statement of moderate length."""
+
+_AUDIT_COLUMNS = ("boot", "number", *(one.name for one in attrs.fields(AuditRecord)))
+
+
+def migrations(dialect: str) -> tuple[Migration, ...]:
+    """All steps from an empty database to what this release wants."""
+    return (Migration(1, "release 0.1", spelled(FIRST, dialect)),)
+
+
+class Catalogue:
+    """Everything the admin servers know.
+
+    Attributes:
+        ledger: the order of all changes.
+        files, people, members: what can be changed.
+        roster: servers and settings as of the last change.
+    """
+
+    def __init__(
+        self,
+        database: Any,
+        *,
+        wall: Callable[[], float],
+        random: Callable[[int], bytes],
+        worker: Any,
+        hasher: argon2.PasswordHasher,
+    ) -> None:
+        """Args:
+        database: an `IDatabase` with a `dialect`.
+        wall: seconds since 1970.
+        random: so many random bytes.
+        worker: an `IWorker`, for hashing passwords.
+        """
+        self._wall = wall
+        self.database = database
+        self.ledger = Ledger(database)
+        self.files = Files(self.ledger, wall)
+        self.people = People(self.ledger, wall=wall, random=random, worker=worker, hasher=hasher)
+        self.members = Members(self.ledger, wall=wall, random=random)
+        self.roster = Roster()
+        self.ledger.listen(self._learn)
+
+    def open(self, *, cluster: str, settings: ClusterSettings, system_identifier: str) -> Deferred[Position]:
+        """Migrate, find the epoch, and begin a cluster where there is none; to be called first.
+
+        Args:
+            cluster: the id of the cluster, if it is to be begun.
+            settings: those it begins with.
+            system_identifier: see `Ledger.open`.
+
+        Raises:
+            DatabaseTooNew, DatabaseUnavailable.
+        """
+        return Deferred.fromCoroutine(self._open(cluster, settings, system_identifier))
+
+    async def _open(self, cluster: str, settings: ClusterSettings, system_identifier: str) -> Position:
+        await migrate(self.database, migrations(self.database.dialect), self._wall())
+        await self.ledger.open(system_identifier)
+        begun: Entered[Settings] = await self.members.begin(cluster, settings)
+        self.roster.replace(await self.database.read(directory.servers), begun.answer)
+        return self.ledger.position
+
+    def _learn(self, position: Position, change: Change) -> None:
+        for fact in change.facts:
+            self.roster.learn(fact)
+
+    def read(self, work: Callable[[Any], Awaitable[T]]) -> Deferred[T]:
+        """Ask questions on one consistent snapshot."""
+        found: Deferred[T] = self.database.read(work)
+        return found
+
+    # --- audit records ---
+
+    async def store_audit(self, received: Sequence[ReceivedRecord]) -> None:
+        """Keep audit records; those that are kept already are passed over."""
+
+        async def write(sql: Any) -> None:
+            for start in range(0, len(received), AUDIT_GROUP):
+                group = received[start : start + AUDIT_GROUP]
+                rows = ", ".join(f"({', '.join(f':{column}_{index}' for column in _AUDIT_COLUMNS)})" for index in range(len(group)))
+                values = {
+                    f"{column}_{index}": value
+                    for index, one in enumerate(group)
+                    for column, value in {"boot": one.boot, "number": one.number, **attrs.asdict(one.record)}.items()
+                }
+                await sql.execute(
+                    f"INSERT INTO audit ({', '.join(_AUDIT_COLUMNS)}) VALUES {rows} ON CONFLICT (server, boot, number) DO NOTHING", values
+                )
+
+        await self.database.transact("store audit records", write)
+
+    async def last_audit(self, server: str, boot: str) -> int:
+        """The highest number kept of a server's boot; 0 when there is none."""
+
+        async def ask(sql: Any) -> int:
+            named = {"server": server, "boot": boot}
+            rows = await sql.query("SELECT max(number) FROM audit WHERE server = :server AND boot = :boot", named)
+            return int(rows[0][0] or 0)
+
+        found: int = await self.database.read(ask)
+        return found
+
+
+async def memory_catalogue(
+    *,
+    wall: Callable[[], float],
+    random: Callable[[int], bytes],
+    cluster: str = "test",
+    settings: ClusterSettings | None = None,
+) -> Catalogue:
+    """A catalogue in memory, open: the fake for tests and the simulation. Its passwords are hashed as cheaply as can be."""
+    hasher = argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
+    catalogue = Catalogue(SqliteDatabase(None), wall=wall, random=random, worker=InlineWorker(), hasher=hasher)
+    await catalogue.open(cluster=cluster, settings=settings or ClusterSettings(), system_identifier="memory")
+    return catalogue

@@ -1,0 +1,83 @@
+"""Files' content as asked of an admin server: it has none, so it sends people to the node that has, with a ticket.
+
+`HEAD` is answered at once, for all that it tells is in the catalogue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from securifile.http.backend import Backend
+from securifile.http.channel import Request
+from securifile.http.content import content_headers
+from securifile.http.exchange import Access, Answer, Streamed
+from securifile.http.lookup import Lookup, authorise
+from securifile.http.ranges import Verdict, etag_of, evaluate, parse_preconditions
+from securifile.http.redirects import Redirector
+from securifile.http.targets import Target
+from securifile.model.errors import Code, Refusal
+from securifile.model.facts import File, Folder
+from securifile.model.roles import Action
+from securifile.model.serving import serving_order
+
+AGAIN_S = 2.0
+"""A node is held for running, or another takes its place, within a few heartbeats."""
+
+
+class RedirectedContents:
+    """The `Contents` of an admin server."""
+
+    def __init__(self, *, backend: Backend, lookup: Lookup, redirector: Redirector, below: Callable[[int], int]) -> None:
+        """Args:
+        below: draws a random integer from 0 to its argument - 1.
+        """
+        self._backend = backend
+        self._redirector = redirector
+        self._lookup = lookup
+        self._below = below
+
+    async def get(self, request: Request, access: Access, target: Target) -> Answer | Streamed:
+        """See `Contents`."""
+        found = await self._lookup.find(access, target, Action.READ)
+        file = found.entry
+        if isinstance(file, Folder):
+            raise Refusal(Code.IS_A_FOLDER, "This is a folder. Put a slash at the end to list it.")
+        etag = etag_of(file.id, file.version.number)
+        if evaluate(parse_preconditions(request.header), "GET", etag) is Verdict.NOT_MODIFIED:
+            return Answer(status=304, headers=tuple(content_headers(file, etag)))
+        if request.method == b"HEAD":
+            request.start(200, content_headers(file, etag), file.version.size).finish()
+            return Streamed(status=200)
+        return self._redirector.to(request, access.signed_in, target, node=self._holder(file), file=file.id)
+
+    async def put(self, request: Request, access: Access, target: Target) -> Answer | Streamed:
+        """See `Contents`."""
+        place, role = await self._lookup.look(access, target)
+        entry = place.entry
+        if isinstance(entry, Folder):
+            authorise(role, Action.READ)
+            raise Refusal(Code.IS_A_FOLDER, "There is a folder at this path.")
+        if isinstance(entry, File):
+            authorise(role, Action.MODIFY)
+            node, file, version = self._holder(entry), entry.id, entry.version.number + 1
+        else:
+            node, file, version = self._any_node(), self._lookup.parent_of(place, role).id, 1
+        return self._redirector.to(request, access.signed_in, target, node=node, file=file, version=version)
+
+    def _holder(self, file: File) -> str:
+        """The origin, or the first replica by priority that is available."""
+        order = serving_order(file.version, self._backend.is_available)
+        if not order:
+            raise Refusal(
+                Code.NO_HOLDER,
+                "No server that has this file is running. Try again later.",
+                retry_after_s=AGAIN_S,
+                holders=list(file.version.holders),
+            )
+        return order[0]
+
+    def _any_node(self) -> str:
+        running = [name for name in self._backend.roster.running if self._backend.is_available(name)]
+        if not running:
+            raise Refusal(Code.NO_ROOM, "No storage node is running. Try again later.", retry_after_s=AGAIN_S)
+        return running[self._below(len(running))]

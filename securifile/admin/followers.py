@@ -1,0 +1,213 @@
+"""The nodes that follow the catalogue: each gets every change, in order and once, from where its index ends.
+
+    Follow(position) --> can the feed go on from there?  yes: Following, Changes, Changes, ...
+                                                         no:  Following(snapshot), SnapshotPart, ..., last one, Changes, ...
+
+One message is under way to a follower at a time; `Done` says that its index has it. What is committed meanwhile waits here, bounded
+and common to all followers; one that is slower than that reads from the database again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import attrs
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+from securifile.admin.ledger import Ledger
+from securifile.model.errors import DatabaseUnavailable, DeadlineExceeded, PeerUnreachable, Refusal
+from securifile.model.facts import Change, Fact
+from securifile.model.ids import Position
+from securifile.model.roster import Roster
+from securifile.protocol import messages as m
+from securifile.protocol.rpc import Peer
+
+FACTS_MAX = 500
+"""In one message. The largest fact is some kilobytes, the usual one a few hundred bytes: well below a frame of 1 MiB."""
+
+RECENT_MAX = 2000
+"""Changes kept in memory for followers: seconds of heavy writing, a megabyte."""
+
+READ_MAX = 200
+"""Changes read from the database at once."""
+
+TAKE_S = 30.0
+"""How long an index may take for one message: a snapshot's last part replaces everything."""
+
+AGAIN_S = 0.5
+"""Before the database, or a node that did not answer, is asked again."""
+
+
+@attrs.define(eq=False)
+class Follower:
+    """One node that follows."""
+
+    peer: Peer
+    position: Position
+    """Up to here its index has everything."""
+    running: Deferred[None] | None = None
+    news: Deferred[None] | None = None
+    """Waited for while there is nothing to send."""
+
+    def wake(self) -> None:
+        """There is something to send."""
+        news, self.news = self.news, None
+        if news is not None and not news.called:
+            news.callback(None)
+
+
+class Followers:
+    """Feeds all that follow this admin server."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        *,
+        clock: IReactorTime,
+        ledger: Ledger,
+        roster: Roster,
+        readdress: Callable[[str, str, str], Awaitable[Any]],
+    ) -> None:
+        """Args:
+        readdress: writes down that a node, by name, is reached at this URL and protocol address now.
+        """
+        self._clock = clock
+        self._ledger = ledger
+        self._roster = roster
+        self._readdress = readdress
+        self._followers: dict[str, Follower] = {}
+        self._recent: deque[tuple[Position, Change]] = deque(maxlen=RECENT_MAX)
+        ledger.listen(self._told)
+
+    @property
+    def positions(self) -> dict[str, Position]:
+        """How far each follower is."""
+        return {name: follower.position for name, follower in self._followers.items()}
+
+    async def follow(self, peer: Peer, asked: m.Follow) -> m.Following:
+        """Answer a `Follow`, and feed the peer from now on. Raises `Refusal`, `DatabaseUnavailable`."""
+        name = peer.identity.name
+        known = self._roster.servers.get(name)
+        if known is not None and (known.url, known.protocol_address) != (asked.url, asked.protocol_address):
+            await self._readdress(name, asked.url, asked.protocol_address)
+        if asked.position > self._ledger.position:
+            await self._ledger.begin_epoch(asked.position)
+            self._wake()
+        goes_on = await self._ledger.can_continue(asked.position)
+        self.lost(name)
+        follower = Follower(peer, asked.position)
+        self._followers[name] = follower
+        follower.running = Deferred.fromCoroutine(self._feed(follower, not goes_on))
+        follower.running.addErrback(self._ended, follower)
+        peer.when_lost().addCallback(lambda _: self._forget(follower))
+        self._log.info(
+            "{node} follows from {position}{how}", node=name, position=str(asked.position), how="" if goes_on else ", with a snapshot"
+        )
+        return m.Following(position=asked.position if goes_on else self._ledger.position, snapshot=not goes_on)
+
+    def lost(self, name: str) -> None:
+        """Feed that node no more."""
+        follower = self._followers.get(name)
+        if follower is not None:
+            self._forget(follower)
+
+    def stop(self) -> None:
+        """Feed nobody any more."""
+        for name in list(self._followers):
+            self.lost(name)
+
+    def _forget(self, follower: Follower) -> None:
+        if self._followers.get(follower.peer.identity.name) is follower:
+            del self._followers[follower.peer.identity.name]
+        running, follower.running = follower.running, None
+        if running is not None:
+            running.cancel()
+
+    def _ended(self, failure: Any, follower: Follower) -> None:
+        if failure.check(CancelledError):
+            return
+        if not failure.check(PeerUnreachable):
+            self._log.failure("feeding {node} failed", failure, node=follower.peer.identity.name)
+        # It will ask again, from where its index ends.
+        follower.peer.close("the feed broke")
+
+    def _told(self, position: Position, change: Change) -> None:
+        if self._recent and self._recent[-1][0].epoch != position.epoch:
+            self._recent.clear()
+        self._recent.append((position, change))
+        self._wake()
+
+    def _wake(self) -> None:
+        for follower in list(self._followers.values()):
+            follower.wake()
+
+    async def _feed(self, follower: Follower, snapshot: bool) -> None:
+        while True:
+            try:
+                if snapshot or follower.position.epoch != self._ledger.position.epoch:
+                    await self._send_snapshot(follower)
+                    snapshot = False
+                changes = await self._following(follower.position)
+                if changes:
+                    await self._send(follower, m.Changes(epoch=follower.position.epoch, changes=tuple(changes)))
+                    follower.position = Position(follower.position.epoch, changes[-1].revision)
+                elif follower.position >= self._ledger.position:
+                    follower.news = Deferred()
+                    await follower.news
+                else:
+                    # What follows was trimmed, or is of another epoch.
+                    snapshot = True
+            except (DatabaseUnavailable, DeadlineExceeded) as error:
+                self._log.warn("{node} waits for the feed: {problem}", node=follower.peer.identity.name, problem=str(error))
+                await deferLater(self._clock, AGAIN_S)
+
+    async def _send_snapshot(self, follower: Follower) -> None:
+        position, facts = await self._ledger.snapshot()
+        parts = list(_parts(facts)) or [()]
+        for number, part in enumerate(parts, 1):
+            await self._send(follower, m.SnapshotPart(position=position, facts=part, last=number == len(parts)))
+        follower.position = position
+
+    async def _send(self, follower: Follower, message: Any) -> None:
+        try:
+            await follower.peer.ask(message, TAKE_S)
+        except Refusal as refusal:
+            raise PeerUnreachable(f"the node does not take the feed: {refusal}") from refusal
+
+    async def _following(self, position: Position) -> Sequence[Change]:
+        """The next changes after `position`, not more than one message takes."""
+        if self._recent:
+            oldest = self._recent[0][0]
+            skipped = position.revision + 1 - oldest.revision
+            if oldest.epoch == position.epoch and skipped >= 0:
+                return _some(change for _, change in islice(self._recent, skipped, None))
+        if position >= self._ledger.position:
+            return ()
+        found = await self._ledger.changes_after(position, READ_MAX)
+        if found and found[0].revision != position.revision + 1:
+            return ()
+        return _some(found)
+
+
+def _some(changes: Iterable[Change]) -> list[Change]:
+    """As many of the changes as one message may hold; always the first."""
+    taken: list[Change] = []
+    facts = 0
+    for change in changes:
+        facts += max(1, len(change.facts))
+        if taken and facts > FACTS_MAX:
+            break
+        taken.append(change)
+    return taken
+
+
+def _parts(facts: Sequence[Fact]) -> Iterator[tuple[Fact, ...]]:
+    for start in range(0, len(facts), FACTS_MAX):
+        yield tuple(facts[start : start + FACTS_MAX])

@@ -1,0 +1,47 @@
+"""The local operator: who can read `operator.json` in the data folder of an admin server administers it.
+
+The key is drawn at each start and lives in that file and in this process's memory. The operator is no person: no files, no rights on
+any, no account that another server would know.
+"""
+
+from __future__ import annotations
+
+from hmac import compare_digest
+
+from securifile.http.authentication import Authenticator, Caller
+from securifile.http.backend import Backend
+from securifile.http.channel import Request
+from securifile.http.identity import BasicCache, BearerToken, parse_authorization, token_hash
+from securifile.model.facts import Person
+
+OPERATOR = Person(
+    # No account can have this name, so it can never meet the rights of one.
+    username="@operator",
+    email="",
+    administrator=True,
+    valid_from=0.0,
+    valid_until=None,
+    disabled=False,
+    quota_bytes=0,
+    credentials=0,
+)
+
+
+class OperatorAuthenticator(Authenticator):
+    """Knows the operator's key too."""
+
+    def __init__(self, backend: Backend, cache: BasicCache, operator_token: str) -> None:
+        super().__init__(backend, cache)
+        self._operator_hash = token_hash(operator_token)
+
+    async def caller(self, request: Request) -> Caller:
+        """See `Authenticator.caller`."""
+        if request.query("ticket") is None:
+            credentials = parse_authorization(request.header("authorization"))
+            if isinstance(credentials, BearerToken) and compare_digest(token_hash(credentials.token), self._operator_hash):
+                return Caller(person=OPERATOR)
+        return await super().caller(request)
+
+    async def again(self, caller: Caller) -> Person:
+        """See `Authenticator.again`."""
+        return OPERATOR if caller.person is OPERATOR else await super().again(caller)

@@ -1,0 +1,33 @@
+"""The headers that describe a version, the same from whichever server they come."""
+
+from __future__ import annotations
+
+import mimetypes
+from email.utils import formatdate
+from urllib.parse import quote
+
+from securifile.http.digest_fields import format_digest
+from securifile.model.facts import File
+
+HeaderList = list[tuple[bytes, bytes]]
+
+
+def content_headers(file: File, etag: str) -> HeaderList:
+    """The headers of an answer with a file's content, or about it (RFC 9110, RFC 9530, RFC 6266)."""
+    version = file.version
+    kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
+    headers = [
+        (b"ETag", etag.encode("ascii")),
+        (b"Accept-Ranges", b"bytes"),
+        (b"Last-Modified", formatdate(version.committed_at, usegmt=True).encode("ascii")),
+        (b"Cache-Control", b"private, no-cache"),
+        (b"Content-Type", kind.encode("ascii")),
+        (b"Content-Disposition", f"attachment; filename*=UTF-8''{quote(file.name, safe='')}".encode("ascii")),
+        # What people upload must never run in this server's name.
+        (b"X-Content-Type-Options", b"nosniff"),
+        (b"Content-Security-Policy", b"sandbox; default-src 'none'"),
+    ]
+    digest = format_digest(version.algorithm, version.digest)
+    if digest is not None:
+        headers.append((b"Repr-Digest", digest.encode("ascii")))
+    return headers
