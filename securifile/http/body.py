@@ -20,7 +20,6 @@ class RequestBody:
     Attributes:
         unread: bytes that wait for a `read`.
         received: bytes that have come.
-        asked: whether the route has asked for the body yet.
         closed: whether it has said that it wants no more.
     """
 
@@ -32,7 +31,6 @@ class RequestBody:
         """
         self.unread = 0
         self.received = 0
-        self.asked = False
         self.closed = False
         self.ended = False
         self._changed = changed
@@ -43,7 +41,6 @@ class RequestBody:
     def read(self) -> Deferred[bytes]:
         """The next bytes; see `IByteSource`. Fails with `StreamBroken` when the client went away or was cut off."""
         assert self._waiting is None, "only one read at a time"
-        self.asked = True
         if self._pieces:
             data = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
             self._pieces, self.unread = [], 0

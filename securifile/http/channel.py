@@ -528,7 +528,7 @@ class HttpChannel(Protocol):
         request = self._request
         if request is None or self._lost:
             return
-        if self._continue_owed and request.body.asked and not request.started and not request.body.closed:
+        if self._continue_owed and not request.started and not request.body.closed:
             self._continue_owed = False
             self.send([CONTINUE], 0)
             self._begin_window()

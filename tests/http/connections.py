@@ -26,6 +26,7 @@ class Transport(StringTransport):
     """A memory transport that can be full, half-closed and aborted."""
 
     half_closed = False
+    producer: Any
     aborted = False
 
     def loseWriteConnection(self) -> None:
@@ -173,7 +174,7 @@ class App:
         return pending
 
     def _note(self, failure: Failure) -> Failure:
-        self.events.append(failure.type.__name__)
+        self.events.append(type(failure.value).__name__)
         return failure
 
 
@@ -198,9 +199,9 @@ class Connection:
     def __init__(self, server: Server) -> None:
         self.server = server
         self.channel: HttpChannel = server.factory.buildProtocol(None)
-        self.transport = Transport()
+        self.transport: Any = Transport()  # type: ignore[no-untyped-call]
         self.transport.protocol = self.channel  # type: ignore[attr-defined]
-        self.channel.makeConnection(self.transport)  # type: ignore[arg-type]
+        self.channel.makeConnection(self.transport)  # type: ignore[no-untyped-call]
 
     def send(self, data: bytes, step: int | None = None) -> Connection:
         """Send; in pieces of `step` bytes."""
@@ -219,7 +220,7 @@ class Connection:
     @property
     def raw(self) -> bytes:
         """All that was answered."""
-        return self.transport.value()
+        return bytes(self.transport.value())
 
     def answers(self, *heads: bool) -> list[Answer]:
         """The answers so far."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import attrs
 import pytest
@@ -93,11 +94,11 @@ def test_a_single_write_goes_out_soon() -> None:
     class Slow(Resource):
         isLeaf = True
 
-        def render_GET(self, request: object) -> int:
-            request.write(b"event")  # type: ignore[attr-defined]
+        def render_GET(self, request: Any) -> int:
+            request.write(b"event")
             return 1
 
-    server = Server(resource=Slow())
+    server = Server(resource=Slow())  # type: ignore[no-untyped-call]
     connection = server.connect().request("GET /")
     assert connection.raw == b""
     server.clock.advance(0)
@@ -192,14 +193,14 @@ def test_a_bug_is_logged_and_tells_nothing() -> None:
     """500 without details; the log has the traceback."""
     events: list[object] = []
 
-    def observe(event: object) -> None:
-        events.append(event["log_failure"].value)  # type: ignore[index]
+    def observe(event: dict[str, Any]) -> None:
+        events.append(event["log_failure"].value)
 
-    globalLogPublisher.addObserver(observe)
+    globalLogPublisher.addObserver(observe)  # type: ignore[arg-type]
     try:
         answer = Server().connect().request("GET /bug").answer()
     finally:
-        globalLogPublisher.removeObserver(observe)
+        globalLogPublisher.removeObserver(observe)  # type: ignore[arg-type]
     assert (answer.status, answer.code) == (500, "internal-error")
     assert b"secret" not in answer.content
     assert [str(error) for error in events] == ["a secret"]
@@ -293,6 +294,7 @@ def test_an_unread_body_makes_the_client_wait() -> None:
         sent += 65536
     assert sent == 5 * 65536
     read = request.body.read()
+    assert isinstance(read.result, bytes)
     assert len(read.result) == sent
     assert not connection.transport.is_paused
 

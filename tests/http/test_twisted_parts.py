@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import inspect
+from importlib.metadata import version
 
-import twisted
 from klein import _resource
 from twisted.web import http, server
 
 
 def test_the_version_that_was_tried() -> None:
     """A new major release is a reason to read `twisted.web` again, then to change this line."""
-    assert twisted.version.major in (26, 27)
+    assert version("twisted").split(".")[0] == "26"
 
 
 def test_the_request_is_made_as_ours_makes_it() -> None:
