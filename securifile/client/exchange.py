@@ -15,7 +15,7 @@ from typing import Any
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError
-from twisted.internet.interfaces import IPushProducer, IReactorTime, IStreamClientEndpoint
+from twisted.internet.interfaces import IHandshakeListener, IPushProducer, IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -68,11 +68,18 @@ class Content:
     length: int
 
 
-@implementer(IPushProducer)
+@implementer(IPushProducer, IHandshakeListener)
 class Connection(Protocol):
-    """One connection to a server; carries one exchange at a time."""
+    """One connection to a server; carries one exchange at a time.
 
-    def __init__(self, patience: Patience, clock: IReactorTime) -> None:
+    Args:
+        patience: how long to wait.
+        clock: to wait by.
+        tls: whether there is a handshake to come.
+    """
+
+    def __init__(self, patience: Patience, clock: IReactorTime, tls: bool) -> None:
+        self._secured = not tls
         self._patience = patience
         self._clock = clock
         self._reader: AnswerReader | None = None
@@ -98,6 +105,11 @@ class Connection(Protocol):
             no_delay(True)
         self.transport.registerProducer(self, True)  # type: ignore[attr-defined]
 
+    def handshakeCompleted(self) -> None:
+        """The server is who it should be, and what is sent now is encrypted."""
+        self._secured = True
+        self._wake()
+
     def dataReceived(self, data: bytes) -> None:
         """Take bytes of the answer."""
         if self._reader is None or self._failure is not None:
@@ -115,11 +127,13 @@ class Connection(Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Tell whoever waits."""
         self.lost = True
-        if self._reader is not None and self._failure is None:
+        if not self._secured:
+            self._failure = _why_not_secured(reason)
+        elif self._reader is not None and self._failure is None:
             try:
                 self._take(self._reader.eof())
             except BadAnswer as error:
-                self._failure = _why_lost(reason, error) if not self.answered_anything else Broken(str(error))
+                self._failure = Broken(str(error))
         self._wake()
         self.closed.callback(None)
 
@@ -136,6 +150,25 @@ class Connection(Protocol):
         """The transport is gone; `connectionLost` says it."""
 
     # What an exchange calls.
+
+    async def secured(self) -> None:
+        """Wait for the TLS handshake, so that nothing is sent, not even into a buffer, before the server is known.
+
+        Raises:
+            NotSent: it did not come to its end.
+            Untrusted: because of the server's certificate.
+        """
+        try:
+            while not self._secured and self._failure is None:
+                await self._change(self._patience.connect_s, "TLS is not answered")
+        except Broken as error:
+            self.close()
+            raise NotSent(str(error)) from None
+        except BaseException:
+            self.close()
+            raise
+        if self._failure is not None:
+            raise self._failure
 
     def begin(self, method: str) -> None:
         """A new exchange starts."""
@@ -254,26 +287,21 @@ class Connection(Protocol):
             self._changed = None
 
 
-def _why_lost(reason: Failure, error: BadAnswer) -> Exception:
-    """What a connection that gave no answer was lost of; a TLS error tells more than its end does.
+def _why_not_secured(reason: Failure) -> NotSent:
+    """Why a handshake failed.
 
     Errors are told by name, so that nothing of TLS is imported here, where plain HTTP goes through as well.
     """
     kinds = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(reason.value).__mro__}
     if kinds & {"service_identity.VerificationError", "service_identity.CertificateError"}:
         return Untrusted("its certificate is for another server than this address")
-    if "OpenSSL.Error" not in kinds:
-        return Broken(str(error))
     try:
         words = str(reason.value.args[0][0][2])  # type: ignore[union-attr]
     except (AttributeError, IndexError, TypeError):
-        words = "TLS failed"
-    if "certificate" in words:
+        words = "the connection was closed"
+    if "OpenSSL.Error" in kinds and "certificate" in words:
         return Untrusted(f"its certificate is not trusted ({words})")
-    if "version" in words or "handshake" in words or "http request" in words:
-        # The handshake did not come to its end, so the request was never sent.
-        return NotSent(f"it does not speak TLS as we do ({words})")
-    return Broken(words)
+    return NotSent(f"it does not speak TLS as we do ({words})")
 
 
 @implementer(IByteSource)
@@ -388,7 +416,7 @@ class Http:
         return None
 
     async def _connect(self, origin: Origin) -> Connection:
-        factory = Factory.forProtocol(lambda: Connection(self._patience, self._clock))
+        factory = Factory.forProtocol(lambda: Connection(self._patience, self._clock, origin.scheme == "https"))
         factory.noisy = False
         try:
             connecting = self._endpoint_for(origin).connect(factory)
@@ -401,6 +429,7 @@ class Http:
             raise NotSent(_reason_of(error)) from error
         self._open.add(connection)
         connection.closed.addCallback(lambda _: self._open.discard(connection))
+        await connection.secured()
         return connection  # type: ignore[no-any-return]
 
     async def _exchange(

@@ -8,10 +8,12 @@ Names are checked by service-identity; an IP address must be in the certificate 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from OpenSSL.crypto import FILETYPE_PEM, load_certificate
 from OpenSSL.crypto import Error as CryptoError
-from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.abstract import isIPAddress, isIPv6Address
+from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint, TCP6ClientEndpoint, wrapClientTLS
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.internet.ssl import Certificate, TLSVersion, optionsForClientTLS, platformTrust, trustRootFromCertificates
 
@@ -36,6 +38,15 @@ def certificates_of(pem: str) -> list[Certificate]:
         raise ValueError("a certificate in it cannot be read") from None
 
 
+def _plain(reactor: Any, origin: Origin) -> IStreamClientEndpoint:
+    """TCP. An address is connected to directly: for names, an endpoint notices a refused connection only 0.3 s later."""
+    if isIPAddress(origin.host):
+        return TCP4ClientEndpoint(reactor, origin.host, origin.port)
+    if isIPv6Address(origin.host):
+        return TCP6ClientEndpoint(reactor, origin.host, origin.port)
+    return HostnameEndpoint(reactor, origin.host, origin.port)
+
+
 def endpoints(reactor: IReactorTime, root_pem: str | None) -> Callable[[Origin], IStreamClientEndpoint]:
     """Where to connect for an origin: TCP for http, TLS 1.3 for https.
 
@@ -49,7 +60,7 @@ def endpoints(reactor: IReactorTime, root_pem: str | None) -> Callable[[Origin],
     trust = platformTrust() if root_pem is None else trustRootFromCertificates(certificates_of(root_pem))
 
     def endpoint(origin: Origin) -> IStreamClientEndpoint:
-        plain = HostnameEndpoint(reactor, origin.host, origin.port)
+        plain = _plain(reactor, origin)
         if origin.scheme == "http":
             return plain
         options = optionsForClientTLS(origin.host, trustRoot=trust, extraCertificateOptions={"raiseMinimumTo": TLSVersion.TLSv1_3})

@@ -47,7 +47,7 @@ class Impatient:
 
     def callLater(self, delay: float, call: Callable[..., object], *args: object, **kw: object) -> Any:
         self.pauses.append(delay)
-        return reactor.callLater(0, call, *args, **kw)  # type: ignore[attr-defined]
+        return reactor.callLater(0, call, *args, **kw)
 
     def seconds(self) -> float:
         return 0.0
@@ -61,7 +61,7 @@ def pauses() -> Impatient:
 @pytest.fixture
 def client(cluster: FakeCluster, pauses: Impatient) -> Iterator[Client]:
     """Signed in at the cluster; draws node1, node2, node3 in that order."""
-    http = Http(endpoints(reactor, None), reactor, Patience(connect_s=5, answer_s=5, stall_s=5, leave_s=0.2))  # type: ignore[arg-type]
+    http = Http(endpoints(reactor, None), reactor, Patience(connect_s=5, answer_s=5, stall_s=5, leave_s=0.2))
     order = iter(range(1_000_000))
     made = Client(
         http,

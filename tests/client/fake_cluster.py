@@ -95,7 +95,7 @@ class FakeServer(Resource):
     isLeaf = True
 
     def __init__(self, cluster: FakeCluster, name: str, reactor: Any, tls: Any = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.cluster = cluster
         self.name = name
         self.kind = "admin" if name.startswith("admin") else "node"
@@ -113,7 +113,9 @@ class FakeServer(Resource):
     async def stop(self) -> None:
         port, self.port = self.port, None
         if port is not None:
-            await port.stopListening()
+            stopping = port.stopListening()
+            if stopping is not None:
+                await stopping
 
     def told(self) -> dict[str, Any]:
         return {"name": self.name, "url": self.url, "kind": self.kind, "status": self.status}
@@ -225,7 +227,7 @@ class FakeServer(Resource):
             raise Refused(409, "not-a-folder", "This is a file.")
         if place not in self.cluster.folders:
             raise Refused(404, "not-found", "There is nothing here.")
-        entries = [
+        entries: list[dict[str, Any]] = [
             {"name": name.rpartition("/")[2], "kind": "folder"} for name in self.cluster.folders if name.rpartition("/")[0] == place
         ] + [
             {"name": name.rpartition("/")[2], "kind": "file", "size": len(one.data), "version": one.version, "modified_by": "alice"}
@@ -379,7 +381,9 @@ def breaking_after(count: int) -> Misbehaviour:
         data = server._answer(request, server.cluster.seen[-1])
         request.setHeader("Content-Length", str(len(data)))
         request.write(data[:count])
-        request.transport.loseConnection()
+        # A transport whose producer is paused does not close before it goes on.
+        request.channel.transport.unregisterProducer()
+        request.channel.transport.loseConnection()
         return NOT_DONE_YET
 
     return misbehave
