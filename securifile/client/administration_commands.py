@@ -129,7 +129,7 @@ async def user_add(context: Context) -> int:
     if arguments.password_file or arguments.password_stdin:
         fields["password"] = _password(context, "")
     answer = await context.client.add_user(**fields)
-    made = answer.get("password")
+    made = answer.get("password") if "password" not in fields else None
     context.console.done(answer, f"{arguments.name} is added." + (f" The password, shown only this once: {made}" if made else ""))
     return 0
 

@@ -108,6 +108,7 @@ async def _put_stdin(context: Context, target: Target) -> None:
     # How long it is must be known before it is sent, and it may have to be sent twice.
     with tempfile.TemporaryFile() as spool:
         await context.worker.do(shutil.copyfileobj, context.console.binary_in, spool)
+        spool.flush()
         answer = await context.client.upload(target, spool, only_new=context.arguments.new, progress=context.console.progress("-"))
     _report_stored(context, target, answer)
 
