@@ -1,6 +1,6 @@
 """What may be said to the `securifile` command: its subcommands and their options.
 
-`COMMANDS.md` of the documentation shows them with examples. A password is never an argument: other people of the
+`docs/command.md` shows them with examples. A password is never an argument: other people of the
 machine can read the arguments of every process.
 """
 
