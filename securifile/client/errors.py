@@ -58,7 +58,7 @@ class UntrustedServer(ClientError):
     def __str__(self) -> str:
         return (
             f"{self.url} cannot be trusted: {self.why}. If it is yours, give its cluster's root certificate with --ca FILE when you log in "
-            "(an administrator finds it as ca/root.pem or trust.pem in the admin server's data folder)."
+            "(an administrator finds it as ca.pem in the admin server's data folder)."
         )
 
 
