@@ -188,8 +188,7 @@ class LocalCluster:
     def stop(self) -> None:
         """End every process of this cluster, and let go of the directory. Harmless when some or all have ended already."""
         for server in self.nodes.values():
-            server.resume()
-            server.signal(signal.SIGTERM)
+            server.ask_to_stop()
         for server in self.nodes.values():
             server.stop()
         self.admin.stop(_ADMIN_GRACE_S)

@@ -140,6 +140,7 @@ class ServerProcess:
         self.data = data
         self.log = log
         self._process: subprocess.Popen[bytes] | None = None
+        self._asked: subprocess.Popen[bytes] | None = None
 
     def __repr__(self) -> str:
         return f"<{self.name}: {f'process {self.pid}' if self.is_running else 'not running'}>"
@@ -206,10 +207,16 @@ class ServerProcess:
         self.signal(signal.SIGKILL)
         self._wait(10.0)
 
+    def ask_to_stop(self) -> None:
+        """Send SIGTERM, and do not wait; to a paused one as well. Once: a second one is an error to a stopping reactor."""
+        if self._process is not None and self._process is not self._asked:
+            self._asked = self._process
+            self.resume()
+            self.signal(signal.SIGTERM)
+
     def stop(self, grace_s: float = 15.0) -> int | None:
         """End it politely, or by force after the grace; how it ended."""
-        self.resume()
-        self.signal(signal.SIGTERM)
+        self.ask_to_stop()
         if not self._wait(grace_s):
             self.kill()
         return self.exit_status

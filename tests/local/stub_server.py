@@ -90,7 +90,8 @@ def main() -> None:
     (options.data / "operator.json").write_text(json.dumps({"url": url, "token": "operator", "ca_file": ""}))
     if behaviour == "hang":
         signal.pause()
-    ready.write_text(json.dumps({"pid": os.getpid(), "name": options.data.name, "url": url}))
+    ready.with_name("ready.new").write_text(json.dumps({"pid": os.getpid(), "name": options.data.name, "url": url}))
+    ready.with_name("ready.new").replace(ready)
     print("serving", flush=True)
     server.serve_forever()
 
