@@ -5,8 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from werkzeug.routing import PathConverter
 
 from securifile.model.errors import Code, Refusal
+
+
+class _EveryPath(PathConverter):
+    """The rest of a path, whatever is in it: Werkzeug's own stops at a line feed (`%0a`), and says 404 to what is a bad path."""
+
+    part_isolating = False
+    regex = r"[^/][\s\S]*?"
 
 
 def klein_problems(app: Any) -> Any:
@@ -18,6 +26,7 @@ def klein_problems(app: Any) -> Any:
     app.url_map.merge_slashes = False
     app.url_map.strict_slashes = False
     app.url_map.redirect_defaults = False
+    app.url_map.converters["path"] = _EveryPath
 
     @app.handle_errors(HTTPException)
     def refuse(*arguments: Any) -> None:

@@ -148,6 +148,9 @@ class Uploads:
             raise Refusal(Code.IS_A_FOLDER, "This is a folder. Name a file in it.")
         if request.header("content-range") is not None:
             raise Refusal(Code.BAD_REQUEST, "A part of a file cannot be uploaded with PUT (RFC 9110, 14.5). Upload the whole file.")
+        if request.content_length is None and not request.has_body:
+            # To HTTP this is an empty body. Of a file it is nearly always a mistake, and would empty what is there.
+            raise Refusal(Code.LENGTH_REQUIRED, "Send the file as the body, with its Content-Length or in chunks.")
         key = request.header("idempotency-key")
         if key is not None and not (1 <= len(key) <= KEY_LENGTH_MAX and key.isprintable()):
             raise Refusal(Code.BAD_REQUEST, f"An Idempotency-Key has 1 to {KEY_LENGTH_MAX} printable characters.")
@@ -155,7 +158,7 @@ class Uploads:
         same = f"{access.signed_in.username}\0{target}\0{conditions}"
         digests = request.header("repr-digest")
         return Asked(
-            size=request.content_length if request.content_length is not None or request.has_body else 0,
+            size=request.content_length,
             digests={} if digests is None else parse_digests(digests),
             key=key,
             request=hashlib.sha256(same.encode()).digest(),
