@@ -220,9 +220,7 @@ async def _get_folder(context: Context, place: Target, local: str) -> int:
     async for entry in context.client.entries(place):
         name = str(entry.get("name", ""))
         try:
-            # A server is not believed that a name is one: `..` must not lead anywhere.
-            if check_name(name) != name:
-                raise ClientError("is no name that a server should give.")
+            # `child` refuses what is no name: a server is not believed that `..` is one, and it leads nowhere.
             child, inside = place.child(name, folder=entry.get("kind") == "folder"), os.path.join(local, name)
             if child.folder:
                 code |= await _get_folder(context, child, inside)
