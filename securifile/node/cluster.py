@@ -145,10 +145,13 @@ class Cluster:
     # --- what this node thinks of the others ---
 
     def is_available(self, name: str) -> bool:
-        """Whether people can be sent to a node: running, and without an overdue heartbeat."""
+        """Whether people can be sent to a node: running, connected, and without an overdue heartbeat.
+
+        A process that is killed loses its connections at once, well before a heartbeat is missed.
+        """
         if name == self._name:
             return True
-        return self.roster.is_running(name) and not self.heartbeats.is_doubtful(name)
+        return self.roster.is_running(name) and self._connected(name) and not self.heartbeats.is_doubtful(name)
 
     @property
     def room(self) -> dict[str, int]:
