@@ -3,7 +3,8 @@
 The watermark (`position`) moves in the same SQLite transaction as the changes that move it, in order and without a gap. An
 announcement from a peer is one change of the feed that comes by itself. If it is the next one it is applied as such; if
 something between is still missing, it is kept for its turn, and what stands by itself in it is applied at once and *stamped*,
-so that older states of the same thing, which the feed has yet to bring, do not undo it.
+so that older states of the same thing, which the feed has yet to bring, do not undo it. At its turn it is applied once
+more, because something between may have taken it along: a new password ends sessions, a person's end takes their rights.
 """
 
 from __future__ import annotations
@@ -63,10 +64,10 @@ def _thing(fact: f.Fact) -> tuple[str, bytes]:
 def _may_overtake(fact: f.Fact) -> bool:
     """Whether an announced fact may be applied before the feed brings what lies between.
 
-    Things that stand by themselves may. A folder's end or change of place depends on what else is in the
-    feed before it, so it waits.
+    Things that stand by themselves may. What takes other things along waits for them: a folder's end or change of
+    place, a person's end or new password (the feed may have yet to bring the sessions that it ends).
     """
-    return isinstance(fact, f.File | f.Grant | f.GrantGone | f.Session | f.SessionGone | f.Person | f.Settings | f.Server)
+    return isinstance(fact, f.File | f.Grant | f.GrantGone | f.Session | f.SessionGone | f.Settings | f.Server)
 
 
 class Index:
@@ -112,11 +113,15 @@ class Index:
     # --- the feed ---
 
     async def apply_changes(self, epoch: int, changes: Iterable[f.Change]) -> None:
-        """Apply the next changes of the feed; those at or below the watermark are passed over.
+        """Apply the next changes of the feed, and announced ones whose turn has come; those at or below the watermark are passed over.
 
         Raises:
             ValueError: there is a gap: the feed must be asked for again.
         """
+        await self._apply(epoch, changes)
+        await self._take_turns()
+
+    async def _apply(self, epoch: int, changes: Iterable[f.Change]) -> None:
         fresh = [change for change in changes if Position(epoch, change.revision) > self.position]
         if not fresh:
             return
@@ -130,7 +135,8 @@ class Index:
             for change in fresh:
                 at = Position(epoch, change.revision)
                 for fact in change.facts:
-                    if stamped and await self._overtaken(sql, fact, at):
+                    if stamped and await self._stamp(sql, fact) > at:
+                        await self._note_skipped(sql, fact)
                         continue
                     await self._note(sql, await apply_fact(sql, fact))
                     applied.append(fact)
@@ -152,7 +158,7 @@ class Index:
             return True
         if position.epoch != self.position.epoch:
             return False
-        if len(self._ahead) < AHEAD_MAX:
+        if len(self._ahead) < AHEAD_MAX or position.revision == self.position.revision + 1:
             self._ahead[position.revision] = f.Change(revision=position.revision, facts=facts)
         await self._take_turns()
         return position <= self.position or await self._overtake(position, facts)
@@ -160,7 +166,7 @@ class Index:
     async def _take_turns(self) -> None:
         """Apply the announced changes whose turn it is."""
         while (following := self._ahead.pop(self.position.revision + 1, None)) is not None:
-            await self.apply_changes(self.position.epoch, [following])
+            await self._apply(self.position.epoch, [following])
 
     async def _overtake(self, position: Position, facts: tuple[f.Fact, ...]) -> bool:
         """Apply an announced change before its turn, if all of it can be."""
@@ -172,7 +178,7 @@ class Index:
         async def write(sql: Any) -> list[f.Fact]:
             applied: list[f.Fact] = []
             for fact in facts:
-                if await self._overtaken(sql, fact, position):
+                if await self._stamp(sql, fact) >= position:
                     continue
                 await self._note(sql, await apply_fact(sql, fact))
                 kind, thing = _thing(fact)
@@ -207,8 +213,12 @@ class Index:
         """Put a snapshot in place of everything: one transaction, so that readers see the old index or the new.
 
         Blobs that the snapshot does not name are *not* noted as superseded: what became of them is asked
-        of the catalogue, attempt by attempt.
+        of the catalogue, attempt by attempt. A snapshot from before the watermark, overtaken by announcements on its way,
+        is not taken.
         """
+        if position < self.position:
+            self._log.info("a snapshot at {position} comes late: the index is at {known}", position=str(position), known=str(self.position))
+            return
         every = list(facts)
 
         async def write(sql: Any) -> None:
@@ -232,10 +242,18 @@ class Index:
             )
         )
 
-    async def _overtaken(self, sql: Any, fact: f.Fact, at: Position) -> bool:
+    async def _stamp(self, sql: Any, fact: f.Fact) -> Position:
+        """Where the thing's announced state, applied before its turn, was committed."""
         kind, thing = _thing(fact)
         rows = await sql.query("SELECT epoch, revision FROM stamps WHERE kind = :kind AND thing = :thing", {"kind": kind, "thing": thing})
-        return bool(rows) and Position(*rows[0]) >= at
+        return Position(*rows[0]) if rows else BEGINNING
+
+    async def _note_skipped(self, sql: Any, fact: f.Fact) -> None:
+        """A version that was never current here, because a later one was announced first, is superseded all the same."""
+        if isinstance(fact, f.File):
+            rows = await sql.query("SELECT attempt FROM entries WHERE id = :id", {"id": fact.id.value})
+            if not rows or bytes(rows[0][0]) != fact.version.attempt.value:
+                await self._note(sql, [Superseded(file=fact.id, attempt=fact.version.attempt)])
 
     async def _note(self, sql: Any, superseded: list[Superseded]) -> None:
         for one in superseded:
