@@ -126,6 +126,8 @@ class Files:
             parent = await self._authorised(sql, asked.person, asked.parent, Action.CREATE, now)
             if not isinstance(parent, Folder):
                 raise Refusal(Code.NOT_A_FOLDER, "The path leads through a file. Choose a folder.")
+            if parent.owner != asked.owner:
+                raise Refusal(Code.CONFLICT, f"The folder is not {asked.owner}'s any more. Look at it, then upload again.")
             if await directory.child(sql, asked.parent, asked.name) is not None:
                 raise Refusal(Code.CONFLICT, "Someone else created this path at the same time. Look at it, then upload again.")
         else:
@@ -133,19 +135,19 @@ class Files:
             if not isinstance(entry, File) or entry.version.number != asked.number - 1:
                 raise Refusal(Code.CONFLICT, "Someone else modified this file at the same time. Look at it, then upload again.")
             before = entry
-        await self._within_quota(sql, asked, before)
+        await self._within_quota(sql, asked, before, asked.owner if before is None else before.owner)
         return before
 
-    async def _within_quota(self, sql: Any, asked: m.Commit, before: File | None) -> None:
-        owner = await directory.person(sql, asked.owner)
+    async def _within_quota(self, sql: Any, asked: m.Commit, before: File | None, username: str) -> None:
+        owner = await directory.person(sql, username)
         if owner is None or owner.quota_bytes is None:
             return
-        used = (await directory.usage(sql, asked.owner)).bytes
+        used = (await directory.usage(sql, username)).bytes
         after = used + asked.size - (before.version.size if before is not None else 0)
         if after > owner.quota_bytes and asked.size > (before.version.size if before is not None else 0):
             raise Refusal(
                 Code.QUOTA,
-                f"This needs {after} bytes, and the quota of {asked.owner} is {owner.quota_bytes}. Delete something first.",
+                f"This needs {after} bytes, and the quota of {username} is {owner.quota_bytes}. Delete something first.",
                 quota=owner.quota_bytes,
                 used=used,
             )
@@ -189,6 +191,8 @@ class Files:
     async def _outcome(self, attempt: AttemptId, abandon: bool) -> m.Outcome:
         async def ask(sql: Any) -> m.Outcome:
             if abandon:
+                # In the same queue as commits: one of the two is first, and the other finds it.
+                await sql.query("SELECT revision FROM cluster FOR UPDATE")
                 await sql.execute(
                     "INSERT INTO attempts (attempt, ended, ended_at) VALUES (:attempt, 'abandoned', :at) ON CONFLICT (attempt) DO NOTHING",
                     {"attempt": attempt.value, "at": self._wall()},
