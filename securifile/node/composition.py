@@ -14,22 +14,22 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from securifile.http.authentication import Authenticator
+from securifile.http.downloads import Downloads
 from securifile.http.identity import BasicCache
 from securifile.http.lookup import Lookup
 from securifile.http.redirects import Redirector
+from securifile.http.sources import Sources
+from securifile.http.transfers import Transfers
 from securifile.model.entries import Version
 from securifile.model.facts import Server
 from securifile.model.records import AuditRecord
 from securifile.model.servers import HostPort, ServerKind
 from securifile.node.acting import Acting
 from securifile.node.cluster import Cluster
-from securifile.node.downloads import Downloads
 from securifile.node.feed import Feed
 from securifile.node.housekeeping import Housekeeping
 from securifile.node.index import Index
 from securifile.node.peer_blobs import PeerBlobs
-from securifile.node.sources import Sources
-from securifile.node.transfers import Transfers
 from securifile.node.uploads import Uploads
 from securifile.protocol.bulk import BulkPool
 from securifile.protocol.connection import PeerIdentity
@@ -124,9 +124,7 @@ class Node:
             clock=clock, interval_s=lambda: self.cluster.roster.settings.heartbeat_interval_s, serves=self._why_silent
         )
         self.downloads = Downloads(
-            name=name,
-            cluster=self.cluster,
-            acting=self.acting,
+            backend=self.acting,
             lookup=self.lookup,
             authenticator=self.authenticator,
             sources=Sources(clock=clock, name=name, blobs=stores.blobs, pool=self._pool, rotten=self._rotten),

@@ -9,6 +9,7 @@ from typing import Any
 from klein import Klein
 
 from securifile.http.channel import Request
+from securifile.http.downloads import Downloads
 from securifile.http.exchange import Access, Answer, Streamed
 from securifile.http.routing import klein_problems
 from securifile.http.shared_api import SharedApi
@@ -16,7 +17,6 @@ from securifile.http.targets import Target
 from securifile.model.errors import Code, Refusal
 from securifile.model.servers import ServerKind
 from securifile.node.cluster import Cluster
-from securifile.node.downloads import Downloads
 from securifile.node.index import Index
 from securifile.node.uploads import Uploads
 

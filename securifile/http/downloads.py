@@ -1,19 +1,17 @@
 """The read path: from a `GET` to the bytes, here or where the file is.
 
-The origin serves, or the first running replica by priority; every other node redirects there, with a ticket. With
-`?relay=1` a node streams the bytes through for clients that cannot follow.
+The origin serves, or the first running replica by priority; every other server redirects there, with a ticket. With
+`?relay=1` any server streams the bytes through, for clients that cannot follow.
 """
 
 from __future__ import annotations
 
-import mimetypes
-from email.utils import formatdate
 from typing import Any
-from urllib.parse import quote
 
 from securifile.http.authentication import Authenticator
+from securifile.http.backend import Backend
 from securifile.http.channel import Request
-from securifile.http.digest_fields import format_digest
+from securifile.http.content import HeaderList, content_headers
 from securifile.http.exchange import Access, Answer, Streamed
 from securifile.http.lookup import Found, Lookup, authorise
 from securifile.http.ranges import (
@@ -28,38 +26,30 @@ from securifile.http.ranges import (
     unsatisfied_range,
 )
 from securifile.http.redirects import Redirector, check_ticket
+from securifile.http.sources import Sources, VersionSource
 from securifile.http.targets import Target
+from securifile.http.transfers import Transfer, Transfers
 from securifile.model.errors import Code, Refusal, StreamBroken
 from securifile.model.facts import File, Folder
 from securifile.model.roles import Action, Role
 from securifile.model.serving import serving_order
-from securifile.node.acting import Acting
-from securifile.node.cluster import Cluster
-from securifile.node.sources import Sources, VersionSource
-from securifile.node.transfers import Transfer, Transfers
 from securifile.sql import directory
-
-HeaderList = list[tuple[bytes, bytes]]
 
 
 class Downloads:
-    """Gives files on one node."""
+    """Gives files on one server; an admin server holds none, and redirects or relays."""
 
     def __init__(
         self,
         *,
-        name: str,
-        cluster: Cluster,
-        acting: Acting,
+        backend: Backend,
         lookup: Lookup,
         authenticator: Authenticator,
         sources: Sources,
         transfers: Transfers,
         redirector: Redirector,
     ) -> None:
-        self._name = name
-        self._cluster = cluster
-        self._acting = acting
+        self._backend = backend
         self._lookup = lookup
         self._authenticator = authenticator
         self._sources = sources
@@ -87,17 +77,17 @@ class Downloads:
                 raise
         if request.method == b"HEAD":
             return self._head(request, file, headers)
-        order = serving_order(file.version, self._cluster.is_available)
+        order = serving_order(file.version, self._backend.is_available)
         if not order:
             raise self._nobody(file)
-        if request.query("relay") == "1" or (access.signed_in.ticket is not None and self._name in order):
-            order.sort(key=lambda holder: holder != self._name)
-        elif order[0] != self._name:
+        if request.query("relay") == "1" or (access.signed_in.ticket is not None and self._backend.name in order):
+            order.sort(key=lambda holder: holder != self._backend.name)
+        elif order[0] != self._backend.name:
             return self._redirector.to(request, access.signed_in, target, node=order[0], file=file.id)
         return await self._stream(request, access, found, file, headers, wanted, order)
 
     def _nobody(self, file: File) -> Refusal:
-        servers = self._cluster.roster.servers
+        servers = self._backend.roster.servers
         tried = [
             {"server": holder, "status": servers[holder].status.value if holder in servers else "removed"}
             for holder in file.version.holders
@@ -156,7 +146,7 @@ class Downloads:
                 chain = await directory.ancestry(sql, found.entry.id)
                 return await directory.role_along(sql, access.signed_in.username, chain)
 
-            authorise(await self._acting.read(role), Action.READ)
+            authorise(await self._backend.read(role), Action.READ)
 
         with self._transfers.watched(Transfer(check=check, cut=cut)):
             data = first
@@ -170,24 +160,3 @@ class Downloads:
                 # The client has gone, was cut off, or nobody is left to go on: the answer ends short, which the length shows.
                 sink.abort()
                 access.detail = reasons[0] if reasons else str(error)
-
-
-def content_headers(file: File, etag: str) -> HeaderList:
-    """The headers that describe a version (RFC 9110, RFC 9530, RFC 6266)."""
-    version = file.version
-    kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
-    headers = [
-        (b"ETag", etag.encode("ascii")),
-        (b"Accept-Ranges", b"bytes"),
-        (b"Last-Modified", formatdate(version.committed_at, usegmt=True).encode("ascii")),
-        (b"Cache-Control", b"private, no-cache"),
-        (b"Content-Type", kind.encode("ascii")),
-        (b"Content-Disposition", f"attachment; filename*=UTF-8''{quote(file.name, safe='')}".encode("ascii")),
-        # What people upload must never run in this server's name.
-        (b"X-Content-Type-Options", b"nosniff"),
-        (b"Content-Security-Policy", b"sandbox; default-src 'none'"),
-    ]
-    digest = format_digest(version.algorithm, version.digest)
-    if digest is not None:
-        headers.append((b"Repr-Digest", digest.encode("ascii")))
-    return headers

@@ -29,7 +29,7 @@ BROKEN = (CorruptBlock, NoSuchBlob, StreamBroken, PeerUnreachable, DeadlineExcee
 
 
 class Sources:
-    """Opens versions for reading on one node."""
+    """Opens versions for reading on one server."""
 
     _log = Logger()
 

@@ -30,7 +30,7 @@ class Transfer:
 
 
 class Transfers:
-    """All downloads under way on this node."""
+    """All downloads under way on this server."""
 
     _log = Logger()
 
