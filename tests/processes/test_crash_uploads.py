@@ -12,10 +12,12 @@ import attrs
 import pytest
 
 from securifile.local.cluster import ADMIN, LocalCluster
+from securifile.local.processes import eventually
 from tests.processes.actions import BROKEN, files, get, noise, put, sha256
 
 UPLOADS = 200
 UPLOADERS = 4
+POSTGRES = "PostgreSQL"
 ENOUGH_S = 100.0
 
 
@@ -69,12 +71,16 @@ def test_no_acknowledged_upload_is_lost(cluster: LocalCluster) -> None:
     for thread in threads:
         thread.start()
     killed = []
-    # The admin server for certain, once; for the rest chance decides.
-    victims = [ADMIN, *(chance.choice(list(cluster.servers)) for _ in range(3))]
+    # The admin server and its PostgreSQL for certain, once; for the rest chance decides.
+    victims = [ADMIN, POSTGRES, *(chance.choice(list(cluster.servers)) for _ in range(3))]
     chance.shuffle(victims)
     for victim in victims:
         enough.wait(chance.uniform(0.3, 2.0))
         killed.append(f"{victim} after {len(ledger.acknowledged)}")
+        if victim == POSTGRES:
+            eventually(lambda: cluster.postgres_pid() is not None, 30, "there is a PostgreSQL to kill")
+            cluster.kill_postgres()
+            continue
         cluster.servers[victim].kill()
         enough.wait(chance.uniform(0.0, 3.0))
         cluster.servers[victim].start()
