@@ -1,6 +1,7 @@
-"""Files' content as asked of an admin server: it has none, so it sends people to the node that has, with a ticket.
+"""Files' content as asked of an admin server: it has none, so it sends people to a node, with a ticket.
 
-`HEAD` is answered at once, for all that it tells is in the catalogue.
+Reading is as on a node that is not a holder (`Downloads`: redirect, or relay with `?relay=1`); writing goes to the node that will be
+the origin.
 """
 
 from __future__ import annotations
@@ -9,10 +10,9 @@ from collections.abc import Callable
 
 from securifile.http.backend import Backend
 from securifile.http.channel import Request
-from securifile.http.content import content_headers
+from securifile.http.downloads import Downloads
 from securifile.http.exchange import Access, Answer, Streamed
 from securifile.http.lookup import Lookup, authorise
-from securifile.http.ranges import Verdict, etag_of, evaluate, parse_preconditions
 from securifile.http.redirects import Redirector
 from securifile.http.targets import Target
 from securifile.model.errors import Code, Refusal
@@ -27,28 +27,21 @@ AGAIN_S = 2.0
 class RedirectedContents:
     """The `Contents` of an admin server."""
 
-    def __init__(self, *, backend: Backend, lookup: Lookup, redirector: Redirector, below: Callable[[int], int]) -> None:
+    def __init__(
+        self, *, backend: Backend, lookup: Lookup, downloads: Downloads, redirector: Redirector, below: Callable[[int], int]
+    ) -> None:
         """Args:
         below: draws a random integer from 0 to its argument - 1.
         """
         self._backend = backend
+        self._downloads = downloads
         self._redirector = redirector
         self._lookup = lookup
         self._below = below
 
     async def get(self, request: Request, access: Access, target: Target) -> Answer | Streamed:
         """See `Contents`."""
-        found = await self._lookup.find(access, target, Action.READ)
-        file = found.entry
-        if isinstance(file, Folder):
-            raise Refusal(Code.IS_A_FOLDER, "This is a folder. Put a slash at the end to list it.")
-        etag = etag_of(file.id, file.version.number)
-        if evaluate(parse_preconditions(request.header), "GET", etag) is Verdict.NOT_MODIFIED:
-            return Answer(status=304, headers=tuple(content_headers(file, etag)))
-        if request.method == b"HEAD":
-            request.start(200, content_headers(file, etag), file.version.size).finish()
-            return Streamed(status=200)
-        return self._redirector.to(request, access.signed_in, target, node=self._holder(file), file=file.id)
+        return await self._downloads.get(request, access, target)
 
     async def put(self, request: Request, access: Access, target: Target) -> Answer | Streamed:
         """See `Contents`."""

@@ -47,23 +47,27 @@ from securifile.certificates.identity import Identity, make_csr, new_key
 from securifile.certificates.names import ServerUri
 from securifile.http.authentication import Authenticator
 from securifile.http.channel import http_factory
+from securifile.http.downloads import Downloads
 from securifile.http.https import HttpsCertificate, https_factory
 from securifile.http.identity import BasicCache, new_token
 from securifile.http.lookup import Lookup
 from securifile.http.redirects import Redirector
 from securifile.http.shared_api import SharedApi
+from securifile.http.sources import Sources
+from securifile.http.transfers import Transfers
 from securifile.model.errors import DatabaseUnavailable, DeadlineExceeded, PeerUnreachable, Refusal
-from securifile.model.facts import Change, Server, ServerGone
+from securifile.model.facts import Change, Fact, Server, ServerGone
 from securifile.model.ids import Position
 from securifile.model.servers import HostPort, ServerKind, Status
 from securifile.model.settings import ClusterSettings
 from securifile.process import run_on_monotonic_time, say_gone, say_ready, take_folder, write_json
 from securifile.protocol import messages as m
 from securifile.protocol import tls
+from securifile.protocol.bulk import BulkPool
 from securifile.protocol.connection import PeerIdentity
 from securifile.protocol.rpc import Peer
 from securifile.protocol.sniff import http_answer, plain_only, tls_only
-from securifile.protocol.transport import ControlAndBulkFactory
+from securifile.protocol.transport import ControlAndBulkFactory, tcp_connector
 from securifile.protocol.wire import NotAcceptable, claimed
 from securifile.workers import ThreadWorker
 
@@ -226,7 +230,7 @@ class AdminService(Service):
             removed=protocol.drop,
             tls=options.tls,
         )
-        shared = self._shared_api(catalogue, backend, authenticator, identity)
+        shared = self._shared_api(catalogue, backend, authenticator, identity, current)
         api = AdminApi(
             shared=shared,
             people=PeopleApi(backend=backend, catalogue=catalogue, random=secrets.token_bytes),
@@ -419,7 +423,36 @@ class AdminService(Service):
         keeper.watch(tell)
         peers.watch(connected=connected)
 
-    def _shared_api(self, catalogue: Catalogue, backend: AdminBackend, authenticator: Authenticator, identity: Identity) -> SharedApi:
+    def _bulk(self, catalogue: Catalogue, current: tls.CurrentCredentials) -> BulkPool:
+        """Connections on which content is relayed."""
+        roster, options = catalogue.roster, self._options
+        assert roster.cluster is not None, "the catalogue is open"
+
+        def locate(name: str) -> tuple[HostPort, PeerIdentity]:
+            server = roster.servers.get(name)
+            if server is None or roster.cluster is None:
+                raise PeerUnreachable(f"{name} is not a member of this cluster")
+            identity = PeerIdentity(cluster=roster.cluster, kind=server.kind, name=name)
+            return HostPort.parse(server.protocol_address), identity
+
+        pool = BulkPool(
+            clock=self._reactor,
+            connector=tls.tls_connector(self._reactor, current) if options.tls else tcp_connector(self._reactor),
+            here=PeerIdentity(cluster=roster.cluster, kind=ServerKind.ADMIN, name=options.name),
+            locate=locate,
+            identify=tls.identify if options.tls else claimed,
+        )
+        self._later("connections for content", pool.stop)
+        return pool
+
+    def _shared_api(
+        self,
+        catalogue: Catalogue,
+        backend: AdminBackend,
+        authenticator: Authenticator,
+        identity: Identity,
+        current: tls.CurrentCredentials,
+    ) -> SharedApi:
         redirector = Redirector(
             name=self._options.name,
             roster=catalogue.roster,
@@ -428,7 +461,23 @@ class AdminService(Service):
             sign=identity.sign,
         )
         lookup = Lookup(backend)
-        contents = RedirectedContents(backend=backend, lookup=lookup, redirector=redirector, below=secrets.randbelow)
+        transfers = Transfers(
+            clock=self._reactor,
+            interval_s=lambda: catalogue.roster.settings.heartbeat_interval_s,
+            serves=lambda: None if backend.has_database else "the catalogue's database does not answer",
+        )
+        catalogue.ledger.listen(lambda position, change: _each(transfers.learn, change))
+        transfers.start()
+        self._later("relayed downloads", transfers.stop)
+        sources = Sources(
+            clock=self._reactor, name=self._options.name, blobs=None, pool=self._bulk(catalogue, current), rotten=lambda version, why: None
+        )
+        downloads = Downloads(
+            backend=backend, lookup=lookup, authenticator=authenticator, sources=sources, transfers=transfers, redirector=redirector
+        )
+        contents = RedirectedContents(
+            backend=backend, lookup=lookup, downloads=downloads, redirector=redirector, below=secrets.randbelow
+        )
         return SharedApi(clock=self._reactor, backend=backend, authenticator=authenticator, lookup=lookup, contents=contents)
 
     def _serve_people(self, resource: Any, https: HttpsCertificate) -> None:
@@ -461,6 +510,11 @@ class AdminService(Service):
 
         self._later("the sign that it is ready", gone)
         self._log.info("admin server {name} serves at {url}", name=self._options.name, url=self._url)
+
+
+def _each(learn: Callable[[Fact], None], change: Change) -> None:
+    for fact in change.facts:
+        learn(fact)
 
 
 def _credentials(identity: Identity, authority: Authority) -> tls.Credentials:
