@@ -74,16 +74,18 @@ class Followers:
         ledger: Ledger,
         roster: Roster,
         readdress: Callable[[str, str, str], Awaitable[Any]],
+        recent_max: int = RECENT_MAX,
     ) -> None:
         """Args:
         readdress: writes down that a node, by name, is reached at this URL and protocol address now.
+        recent_max: changes kept in memory.
         """
         self._clock = clock
         self._ledger = ledger
         self._roster = roster
         self._readdress = readdress
         self._followers: dict[str, Follower] = {}
-        self._recent: deque[tuple[Position, Change]] = deque(maxlen=RECENT_MAX)
+        self._recent: deque[tuple[Position, Change]] = deque(maxlen=recent_max)
         ledger.listen(self._told)
 
     @property

@@ -1,0 +1,269 @@
+"""Following the catalogue: every follower gets every change once and in order, whatever it missed and however slow it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import Clock
+
+from securifile.admin import followers as module
+from securifile.admin.followers import FACTS_MAX, Followers
+from securifile.model.errors import DeadlineExceeded, PeerUnreachable
+from securifile.model.facts import Change, Fact
+from securifile.model.ids import Position
+from securifile.model.servers import ServerKind
+from securifile.protocol import messages as m
+from securifile.protocol.connection import PeerIdentity
+from securifile.sql.sqlite import SqliteDatabase
+from tests.admin.catalogues import World
+
+
+class FakePeer:
+    """A node's connection: takes what it is sent when the test lets it, and remembers it."""
+
+    def __init__(self, name: str, *, at_once: bool = True) -> None:
+        self.identity = PeerIdentity(cluster="test", kind=ServerKind.NODE, name=name)
+        self.at_once = at_once
+        self.taken: list[Any] = []
+        self.waiting: list[tuple[Any, Deferred[Any]]] = []
+        self.closed = False
+        self._lost: list[Deferred[None]] = []
+
+    def ask(self, message: Any, timeout_s: float) -> Deferred[Any]:
+        """See `Peer`."""
+        if self.at_once:
+            self.taken.append(message)
+            return succeed(m.Done())
+        answer: Deferred[Any] = Deferred()
+        self.waiting.append((message, answer))
+        return answer
+
+    def take(self) -> Any:
+        """Take the oldest message that waits."""
+        message, answer = self.waiting.pop(0)
+        self.taken.append(message)
+        answer.callback(m.Done())
+        return message
+
+    def when_lost(self) -> Deferred[None]:
+        """See `Peer`."""
+        lost: Deferred[None] = Deferred()
+        self._lost.append(lost)
+        return lost
+
+    def lose(self) -> None:
+        """The connection is gone."""
+        lost, self._lost = self._lost, []
+        for one in lost:
+            one.callback(None)
+
+    def close(self, reason: str = "", code: Any = None) -> None:
+        """See `Peer`."""
+        self.closed = True
+
+    @property
+    def revisions(self) -> list[int]:
+        """Of the changes taken, in order."""
+        return [change.revision for message in self.taken if isinstance(message, m.Changes) for change in message.changes]
+
+    @property
+    def snapshot(self) -> list[Fact]:
+        """The facts of all snapshot parts taken."""
+        return [fact for message in self.taken if isinstance(message, m.SnapshotPart) for fact in message.facts]
+
+
+class Feeding:
+    """Followers of a catalogue in memory."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.world = World(SqliteDatabase(None))
+        self.readdressed: list[tuple[str, str, str]] = []
+        self.followers: Followers
+
+    async def open(self) -> None:
+        await self.world.open()
+        self.followers = Followers(
+            clock=self.clock,
+            ledger=self.world.catalogue.ledger,
+            roster=self.world.catalogue.roster,
+            readdress=self.readdress,
+            recent_max=5,
+        )
+
+    async def readdress(self, *where: str) -> None:
+        self.readdressed.append((where[0], where[1], where[2]))
+
+    @property
+    def position(self) -> Position:
+        return self.world.catalogue.ledger.position
+
+    async def follow(self, peer: FakePeer, position: Position, url: str = "https://n1.example:9441") -> m.Following:
+        asked = m.Follow(position=position, url=url, protocol_address="n1.example:9451")
+        given: Any = peer
+        return await self.followers.follow(given, asked)
+
+    async def change(self, count: int = 1) -> None:
+        for _ in range(count):
+            await self.world.put("alice/f")
+
+
+@pytest.fixture
+def feeding() -> Iterator[Feeding]:
+    made = Feeding()
+    pytest_twisted.blockon(Deferred.fromCoroutine(made.open()))
+    yield made
+    made.followers.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_follower_gets_what_it_missed_and_what_comes(feeding: Feeding) -> None:
+    """From its position on, without a gap and without a double."""
+    start = feeding.position
+    await feeding.change(5)
+    peer = FakePeer("n1")
+    following = await feeding.follow(peer, start)
+    assert following == m.Following(position=start, snapshot=False)
+    await feeding.change(3)
+    assert peer.revisions == list(range(start.revision + 1, start.revision + 9))
+    assert feeding.followers.positions == {"n1": feeding.position}
+
+
+@pytest_twisted.ensureDeferred
+async def test_one_message_is_under_way_and_the_rest_is_joined(feeding: Feeding) -> None:
+    """While a follower has not confirmed, nothing more is sent; then all that waited comes at once."""
+    peer = FakePeer("n1", at_once=False)
+    start = feeding.position
+    await feeding.follow(peer, start)
+    await feeding.change(4)
+    assert len(peer.waiting) == 1
+    assert [change.revision for change in peer.take().changes] == [start.revision + 1]
+    assert len(peer.waiting) == 1
+    assert [change.revision for change in peer.take().changes] == [start.revision + number for number in (2, 3, 4)]
+    assert peer.waiting == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_one_that_is_too_old_gets_a_snapshot_and_then_the_feed(feeding: Feeding) -> None:
+    """An empty index, one of another epoch and one from before what is kept get everything, and go on from there without a gap."""
+    await feeding.change(3)
+    await feeding.world.catalogue.ledger.trim(2)
+    here = feeding.position
+    for number, old in enumerate((Position(0, 0), Position(here.epoch - 1, here.revision), Position(here.epoch, here.revision - 3))):
+        peer = FakePeer(f"n{number}")
+        assert (await feeding.follow(peer, old)).snapshot
+        position, facts = await feeding.world.catalogue.ledger.snapshot()
+        assert peer.snapshot == facts
+        assert [message.last for message in peer.taken] == [False] * (len(peer.taken) - 1) + [True]
+        assert {message.position for message in peer.taken} == {position}
+        await feeding.change(2)
+        assert peer.revisions == [position.revision + 1, position.revision + 2]
+
+
+@pytest_twisted.ensureDeferred
+async def test_changes_during_a_snapshot_follow_it(feeding: Feeding) -> None:
+    """What is committed while the parts are under way comes afterwards, all of it."""
+    for number in range(FACTS_MAX + 10):
+        await feeding.world.make_folder(f"alice/d{number}")
+    peer = FakePeer("n1", at_once=False)
+    await feeding.follow(peer, Position(0, 0))
+    position, facts = await feeding.world.catalogue.ledger.snapshot()
+    await feeding.change(1)
+    first = peer.take()
+    await feeding.change(1)
+    assert len(first.facts) == FACTS_MAX
+    assert not first.last
+    assert peer.take().last
+    assert peer.snapshot == facts
+    peer.take()
+    assert peer.revisions == [position.revision + 1, position.revision + 2]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_slow_follower_costs_no_memory(feeding: Feeding) -> None:
+    """What is no longer at hand is read from the database; the follower notices nothing."""
+    peer = FakePeer("n1", at_once=False)
+    start = feeding.position
+    await feeding.follow(peer, start)
+    await feeding.change(20)
+    while peer.waiting:
+        peer.take()
+    assert peer.revisions == list(range(start.revision + 1, start.revision + 21))
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_follower_that_does_not_answer_is_asked_again(feeding: Feeding) -> None:
+    """After a deadline the same changes come once more: the index passes over those it has."""
+    peer = FakePeer("n1", at_once=False)
+    await feeding.follow(peer, feeding.position)
+    await feeding.change(1)
+    first, answer = peer.waiting.pop()
+    answer.errback(DeadlineExceeded("too slow"))
+    assert peer.waiting == []
+    feeding.clock.advance(module.AGAIN_S)
+    assert [message for message, _ in peer.waiting] == [first]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_lost_follower_is_forgotten(feeding: Feeding) -> None:
+    """Nothing is sent to it any more; the same node on a new connection takes its place, and only there it is fed."""
+    old, new = FakePeer("n1"), FakePeer("n1")
+    await feeding.follow(old, feeding.position)
+    await feeding.follow(new, feeding.position)
+    await feeding.change(1)
+    assert (len(old.taken), len(new.taken)) == (0, 1)
+    old.lose()
+    assert list(feeding.followers.positions) == ["n1"]
+    new.lose()
+    assert feeding.followers.positions == {}
+    await feeding.change(1)
+    assert len(new.taken) == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_broken_feed_closes_the_connection(feeding: Feeding) -> None:
+    """Then the node connects anew and says itself where its index ends."""
+    peer = FakePeer("n1", at_once=False)
+    await feeding.follow(peer, feeding.position)
+    await feeding.change(1)
+    peer.waiting.pop()[1].errback(PeerUnreachable("gone"))
+    assert peer.closed
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_node_that_knows_more_than_the_catalogue_begins_an_epoch(feeding: Feeding) -> None:
+    """After a restored backup all followers get a snapshot of the new epoch."""
+    other = FakePeer("n2")
+    await feeding.follow(other, feeding.position)
+    before = feeding.position
+    peer = FakePeer("n1")
+    assert (await feeding.follow(peer, Position(before.epoch, before.revision + 7))).snapshot
+    assert feeding.position == Position(before.epoch + 1, before.revision)
+    for one in (peer, other):
+        assert {message.position for message in one.taken} == {feeding.position}
+        assert one.snapshot
+    await feeding.change(1)
+    for one in (peer, other):
+        assert one.taken[-1].epoch == before.epoch + 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_new_addresses_are_written_down(feeding: Feeding) -> None:
+    """A node that says that it is reached elsewhere than the catalogue knows is known so afterwards."""
+    await feeding.follow(FakePeer("n1"), feeding.position)
+    assert feeding.readdressed == []
+    await feeding.follow(FakePeer("n1"), feeding.position, url="https://elsewhere:1")
+    assert feeding.readdressed == [("n1", "https://elsewhere:1", "n1.example:9451")]
+
+
+def test_a_message_is_of_moderate_size() -> None:
+    """Changes are joined up to a number of facts; a larger change goes alone."""
+    fact: Any = object()
+    many = [Change(revision=number, facts=(fact,) * (FACTS_MAX // 2)) for number in range(5)]
+    assert len(module._some(iter(many))) == 2
+    assert len(module._some([Change(revision=1, facts=(fact,) * (FACTS_MAX * 3)), *many])) == 1
+

@@ -1,0 +1,246 @@
+"""The watch over the nodes, on a clock that the test moves: who is put down, and how it comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.task import Clock
+
+from securifile.admin.watch import SAMPLE_S, Watch
+from securifile.audit.memory import MemoryAudit
+from securifile.model.errors import DatabaseUnavailable, PeerUnreachable
+from securifile.model.ids import Position
+from securifile.model.servers import Status
+from securifile.protocol import messages as m
+from securifile.sql.sqlite import SqliteDatabase
+from tests.admin.catalogues import NODES, World
+from tests.admin.test_followers import FakePeer
+
+INTERVAL_S = 0.5
+
+
+class FakePeers:
+    """The nodes as the admin server reaches them: those in `alive` answer, with the position in `behind` before the asker's."""
+
+    def __init__(self) -> None:
+        self.alive: set[str] = set(NODES)
+        self.behind: dict[str, int] = {}
+        self.asked: list[str] = []
+        self._lost: list[Any] = []
+
+    def watch(self, *, connected: Any = None, lost: Any = None) -> None:
+        """See `Peers`."""
+        self._lost.append(lost)
+
+    def lose(self, name: str) -> None:
+        """A node's connection is gone."""
+        self.alive.discard(name)
+        for lost in self._lost:
+            lost(name)
+
+    def ask(self, name: str, message: Any, timeout_s: float) -> Deferred[Any]:
+        """See `Peers`."""
+        self.asked.append(name)
+        if name not in self.alive:
+            return fail(PeerUnreachable(name))
+        position = Position(message.position.epoch, message.position.revision - self.behind.get(name, 0))
+        return succeed(m.HeartbeatAnswer(position=position, held_for=Status.RUNNING))
+
+
+class Watching:
+    """A watch over three nodes of a catalogue in memory."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.world = World(SqliteDatabase(None))
+        self.peers = FakePeers()
+        self.audit = MemoryAudit()
+        self.watch: Watch
+
+    async def open(self) -> None:
+        await self.world.open()
+        peers: Any = self.peers
+        self.watch = Watch(
+            clock=self.clock,
+            wall=lambda: self.world.now + self.clock.seconds(),
+            name="admin1",
+            catalogue=self.world.catalogue,
+            peers=peers,
+            audit=self.audit,
+        )
+        self.watch.start()
+
+    def pass_(self, intervals: float) -> None:
+        """Let time go by."""
+        self.clock.pump([INTERVAL_S / 2] * int(intervals * 2))
+
+    async def say(self, observer: str, **judgements: Status) -> m.HeartbeatAnswer:
+        """A node's heartbeat, with what it thinks of others."""
+        peer: Any = FakePeer(observer)
+        position = self.world.catalogue.ledger.position
+        return await self.watch.heartbeat(
+            peer, m.Heartbeat(position=position, used_bytes=5, available_bytes=7, judgements=judgements)
+        )
+
+    async def only_n1(self) -> None:
+        """Let the two others fall silent; with n2 out of the way, our own heartbeats decide about n3."""
+        self.peers.alive = {"n1"}
+        await self.world.hold({"n2": Status.DOWN})
+        self.pass_(5)
+        assert self.running == ["n1"]
+
+    @property
+    def running(self) -> list[str]:
+        return self.world.catalogue.roster.running
+
+    @property
+    def changes(self) -> list[tuple[str | None, str | None]]:
+        return [(record.peer, record.detail) for record in self.audit.records if record.event == "status"]
+
+
+@pytest.fixture
+def watching() -> Iterator[Watching]:
+    made = Watching()
+    pytest_twisted.blockon(Deferred.fromCoroutine(made.open()))
+    yield made
+    made.watch.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_node_that_two_others_miss_is_put_down(watching: Watching) -> None:
+    """One opinion of two is not enough; the second puts it down at once, recorded and in the feed."""
+    await watching.say("n1", n3=Status.DOWN)
+    assert watching.running == list(NODES)
+    await watching.say("n2", n3=Status.DOWN)
+    assert watching.running == ["n1", "n2"]
+    assert watching.changes == [("n3", "running -> down")]
+    assert (await watching.say("n3")).held_for is Status.DOWN
+    assert (await watching.say("n1", n3=Status.DOWN)).held_for is Status.RUNNING
+
+
+@pytest_twisted.ensureDeferred
+async def test_it_comes_back_when_they_see_it_again(watching: Watching) -> None:
+    """And nobody needs to ask for it."""
+    for observer in ("n1", "n2"):
+        await watching.say(observer, n3=Status.DOWN)
+    for observer in ("n1", "n2"):
+        await watching.say(observer, n3=Status.RUNNING)
+    assert watching.running == list(NODES)
+    assert watching.changes == [("n3", "running -> down"), ("n3", "down -> running")]
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_admin_servers_own_heartbeats_count_where_few_can_judge(watching: Watching) -> None:
+    """Of three nodes, two are put down by their fellows and then by us; each returns when it answers."""
+    await watching.only_n1()
+    watching.peers.alive = {"n1", "n2"}
+    watching.pass_(2)
+    assert watching.running == ["n1", "n2"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_new_nodes_start_running_one_after_the_other(watching: Watching) -> None:
+    """All nodes of a cluster that starts are down; the first ones are let in by us, the others by those."""
+    await watching.world.hold(dict.fromkeys(NODES, Status.DOWN))
+    watching.pass_(3)
+    assert len(watching.running) >= 2
+    first, second = watching.running[:2]
+    third = next((name for name in NODES if name not in (first, second)), None)
+    if third is not None and third not in watching.running:
+        await watching.say(first, **{third: Status.RUNNING})
+        await watching.say(second, **{third: Status.RUNNING})
+    assert watching.running == list(NODES)
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_has_not_caught_up_stays_down(watching: Watching) -> None:
+    """A node that answers, and whose index is old, is not let in until it has caught up."""
+    for number in range(5):
+        await watching.world.make_folder(f"alice/d{number}")
+    await watching.only_n1()
+    watching.peers.alive = {"n1", "n3"}
+    watching.peers.behind = {"n3": 3}
+    watching.pass_(5)
+    assert watching.running == ["n1"]
+    watching.peers.behind = {}
+    watching.pass_(2)
+    assert watching.running == ["n1", "n3"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_constant_writing_keeps_nobody_out(watching: Watching) -> None:
+    """A returning node whose index is always a little behind the moment is let in all the same."""
+    await watching.only_n1()
+    watching.peers.alive = {"n1", "n3"}
+    watching.peers.behind = {"n3": 1}
+    for _ in range(6):
+        await watching.world.put("alice/f")
+        await watching.world.put("alice/g")
+        watching.pass_(1)
+    assert "n3" in watching.running
+
+
+@pytest_twisted.ensureDeferred
+async def test_opinions_lapse_with_their_observer(watching: Watching) -> None:
+    """Of a node that is gone, or silent, no opinion counts any more."""
+    await watching.say("n1", n3=Status.DOWN)
+    assert watching.watch.opinions == {("n1", "n3"): Status.DOWN}
+    watching.peers.lose("n1")
+    assert watching.watch.opinions == {}
+    await watching.say("n1", n3=Status.DOWN)
+    watching.pass_(5)
+    assert watching.watch.opinions == {}
+
+
+@pytest_twisted.ensureDeferred
+async def test_nothing_is_written_while_nothing_changes(watching: Watching) -> None:
+    """Heartbeats alone make no change of the catalogue."""
+    for observer in NODES:
+        await watching.say(observer, **{name: Status.RUNNING for name in NODES if name != observer})
+    before = watching.world.catalogue.ledger.position
+    for _ in range(20):
+        for observer in NODES:
+            await watching.say(observer, **{name: Status.RUNNING for name in NODES if name != observer})
+        watching.pass_(1)
+    assert watching.world.catalogue.ledger.position == before
+    assert watching.watch.is_available("n1")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_status_that_could_not_be_written_is_written_later(watching: Watching) -> None:
+    """While the database is away nobody's status changes; when it is back, the next round sees to it."""
+    members: Any = watching.world.catalogue.members
+    judge = members.judge
+    members.judge = lambda *_: fail(DatabaseUnavailable("away"))
+    for observer in ("n1", "n2"):
+        await watching.say(observer, n3=Status.DOWN)
+    assert watching.running == list(NODES)
+    members.judge = judge
+    watching.pass_(1)
+    assert watching.running == ["n1", "n2"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_was_seen_is_written_down(watching: Watching) -> None:
+    """The matrix, our own row included, the last heartbeats, and a sample of the storage once in a while."""
+    await watching.say("n1", n2=Status.RUNNING)
+    watching.pass_(1)
+    await watching.watch.keep()
+    members = watching.world.catalogue.members
+    assert [(observer, status) for observer, status, _ in await members.observers_of("n2")] == [
+        ("admin1", Status.RUNNING),
+        ("n1", Status.RUNNING),
+    ]
+    assert (await members.last_heartbeats())["n1"].available_bytes == 7
+    start = watching.world.now
+    for _ in range(3):
+        watching.clock.advance(SAMPLE_S / 2)
+        await watching.say("n1")
+        await watching.watch.keep()
+    assert len(await members.storage("n1", start, start + 10 * SAMPLE_S, 1000)) == 2
+    assert watching.watch.age_of("n1") == 0
+    assert watching.watch.age_of("n2") is None
