@@ -2,12 +2,13 @@
 
 Judgements are taken one at a time, and only observers that are running at that moment count: the first to be put down
 loses its vote, so two halves of a cluster cannot put each other down. With fewer than two other running
-nodes the admin servers' own heartbeats decide.
+nodes the admin servers' own heartbeats decide; they also say which of two equal halves goes on, because the other one
+could not commit anything.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from securifile.model.servers import Status
 
@@ -23,35 +24,52 @@ def _votes(subject: str, held: Mapping[str, Status], opinions: Opinions) -> list
     ]
 
 
-def judge(subject: str, held: Mapping[str, Status], opinions: Opinions, admins: Mapping[str, Status]) -> Status:
+def judge(
+    subject: str, held: Mapping[str, Status], opinions: Opinions, admins: Mapping[str, Status], absent: Collection[str] = ()
+) -> Status:
     """What `subject` should be held for.
 
     Args:
         held: what each node is held for now.
         opinions: of nodes; those of observers that are not running do not count.
         admins: what the admin servers' own heartbeats say, by subject; decides where fewer than two nodes can.
+        absent: nodes that are down whatever anybody thinks.
     """
+    if held[subject] is Status.DOWN or subject in absent:
+        return Status.DOWN
     votes = _votes(subject, held, opinions)
-    if Status.FAILED in votes:
-        return Status.FAILED
     if len(votes) < 2:
-        return admins.get(subject, held[subject])
-    return Status.DOWN if votes.count(Status.DOWN) * 2 > len(votes) else Status.RUNNING
+        is_down = admins.get(subject, held[subject]) is Status.DOWN
+    else:
+        is_down = votes.count(Status.DOWN) * 2 > len(votes)
+    if is_down:
+        return Status.DOWN
+    return Status.FAILED if Status.FAILED in votes else held[subject]
 
 
-def summarise(held: Mapping[str, Status], opinions: Opinions, admins: Mapping[str, Status]) -> dict[str, Status]:
-    """The new summary: judgements that would change something are taken one after another, the surest first."""
+def summarise(
+    held: Mapping[str, Status], opinions: Opinions, admins: Mapping[str, Status], absent: Collection[str] = ()
+) -> dict[str, Status]:
+    """The new summary: judgements that would change something are taken one after another, the surest first.
+
+    Of equally sure ones those come first that the admin servers share. When that leaves nobody running (a majority put the only
+    node down that an admin server reaches), all are judged once more, now that nobody is left to observe.
+    """
     summary = dict(held)
-    # Each round takes one judgement; a subject is judged once at most, so this ends.
-    open_subjects = set(summary)
+    # Each round takes one judgement; a subject is judged twice at most, so this ends.
+    open_subjects, again = set(summary), True
     while True:
         changing = []
         for subject in sorted(open_subjects):
-            verdict = judge(subject, summary, opinions, admins)
+            verdict = judge(subject, summary, opinions, admins, absent)
             if verdict is not summary[subject]:
-                changing.append((_votes(subject, summary, opinions).count(verdict), subject, verdict))
+                sureness = _votes(subject, summary, opinions).count(verdict), admins.get(subject) is verdict
+                changing.append((sureness, subject, verdict))
         if not changing:
-            return summary
-        _, subject, verdict = max(changing, key=lambda one: (one[0], one[1]))
+            if not again or Status.RUNNING in summary.values():
+                return summary
+            open_subjects, again = set(summary), False
+            continue
+        _, subject, verdict = max(changing, key=lambda one: one[:2])
         summary[subject] = verdict
         open_subjects.discard(subject)

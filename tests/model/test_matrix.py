@@ -1,0 +1,196 @@
+"""The summary over all observers: exhaustively over every way in which up to six nodes can be cut apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations, permutations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from securifile.model.matrix import judge, summarise
+from securifile.model.servers import Status
+
+R, D, F = Status.RUNNING, Status.DOWN, Status.FAILED
+
+Blocks = Sequence[Sequence[str]]
+
+
+def partitions(names: Sequence[str]) -> Iterator[list[list[str]]]:
+    """Every way to cut a set of nodes into parts."""
+    if not names:
+        yield []
+        return
+    first, *rest = names
+    for blocks in partitions(rest):
+        yield [[first], *blocks]
+        for number in range(len(blocks)):
+            yield [*blocks[:number], [first, *blocks[number]], *blocks[number + 1 :]]
+
+
+ALL = [blocks for count in range(2, 7) for blocks in partitions([f"n{number}" for number in range(count)])]
+HALVES = [blocks for blocks in ALL if len(blocks) == 2]
+
+
+def opinions_of(blocks: Blocks) -> dict[tuple[str, str], Status]:
+    """Everybody holds those of its own part for running and all others for down."""
+    names = [name for block in blocks for name in block]
+    part = {name: number for number, block in enumerate(blocks) for name in block}
+    return {(a, b): R if part[a] == part[b] else D for a, b in permutations(names, 2)}
+
+
+def seen(blocks: Blocks, parts: Sequence[int]) -> dict[str, Status]:
+    """What an admin server says that is connected to these parts."""
+    return {name: R if number in parts else D for number, block in enumerate(blocks) for name in block}
+
+
+def running(summary: Mapping[str, Status]) -> set[str]:
+    return {name for name, status in summary.items() if status is R}
+
+
+def some_parts(blocks: Blocks) -> Iterator[tuple[int, ...]]:
+    for count in range(1, len(blocks) + 1):
+        yield from combinations(range(len(blocks)), count)
+
+
+def settled(held: dict[str, Status], opinions: Mapping[tuple[str, str], Status], admins: Mapping[str, Status]) -> dict[str, Status]:
+    """The summary after it has been drawn again and again; it comes to rest within a few rounds."""
+    for _ in range(len(held) + 1):
+        after = summarise(held, opinions, admins)
+        if after == held:
+            return after
+        held = after
+    raise AssertionError(f"never comes to rest: {held}")
+
+
+def test_there_are_as_many_cuts_as_there_should_be() -> None:
+    """The partitions are counted by Bell's numbers."""
+    assert len(ALL) == 2 + 5 + 15 + 52 + 203
+    assert len(HALVES) == 1 + 3 + 7 + 15 + 31
+
+
+@pytest.mark.parametrize("count", range(2, 7))
+def test_two_halves_cannot_put_each_other_down(count: int) -> None:
+    """Cut into two in any way, with the admin servers on one side or both: somebody is running, and never parts of both sides."""
+    for blocks in HALVES:
+        if sum(map(len, blocks)) != count:
+            continue
+        everyone = {name: R for block in blocks for name in block}
+        for parts in some_parts(blocks):
+            after = summarise(everyone, opinions_of(blocks), seen(blocks, parts))
+            assert running(after), (blocks, parts)
+            if len(parts) == 1:
+                assert not all(running(after) & set(block) for block in blocks), (blocks, parts, after)
+
+
+def test_a_majority_stays() -> None:
+    """When more than half of at least five nodes can see each other, exactly they are running, whatever an admin server sees."""
+    for blocks in ALL:
+        count = sum(map(len, blocks))
+        largest = max(blocks, key=len)
+        if count < 5 or len(largest) * 2 <= count:
+            continue
+        for parts in some_parts(blocks):
+            everyone = {name: R for block in blocks for name in block}
+            assert running(summarise(everyone, opinions_of(blocks), seen(blocks, parts))) == set(largest), (blocks, parts)
+
+
+def test_among_equals_the_admin_servers_side_stays() -> None:
+    """Two halves of the same size: the one that an admin server is connected to goes on, whatever the nodes are called."""
+    for blocks in HALVES:
+        if len(blocks[0]) != len(blocks[1]):
+            continue
+        for side in (0, 1):
+            everyone = {name: R for block in blocks for name in block}
+            assert running(summarise(everyone, opinions_of(blocks), seen(blocks, [side]))) == set(blocks[side]), (blocks, side)
+
+
+def test_somebody_is_left_of_any_number_of_parts() -> None:
+    """However a cluster is cut, while an admin server holds anybody for running, the summary does too, and it comes to rest."""
+    for blocks in ALL:
+        for parts in some_parts(blocks):
+            everyone = {name: R for block in blocks for name in block}
+            assert running(summarise(everyone, opinions_of(blocks), seen(blocks, parts))), (blocks, parts)
+            assert running(settled(everyone, opinions_of(blocks), seen(blocks, parts))), (blocks, parts)
+
+
+def test_all_come_back_when_the_cut_heals() -> None:
+    """After any cut, with everybody seeing everybody again, all are running again."""
+    for blocks in ALL:
+        everyone = {name: R for block in blocks for name in block}
+        for parts in some_parts(blocks):
+            held = settled(everyone, opinions_of(blocks), seen(blocks, parts))
+            whole = [list(everyone)]
+            assert settled(held, opinions_of(whole), seen(whole, [0])) == everyone
+
+
+def test_one_dead_node_is_put_down_alone() -> None:
+    """A node that nobody reaches, and that reaches nobody, is down, and only that; with two nodes the admin servers say which."""
+    for count in range(2, 7):
+        names = [f"n{number}" for number in range(count)]
+        for dead in names:
+            blocks = [[dead], [name for name in names if name != dead]]
+            after = summarise(dict.fromkeys(names, R), opinions_of(blocks), seen(blocks, [1]))
+            assert running(after) == set(names) - {dead}
+
+
+def test_one_bad_verdict_is_enough() -> None:
+    """A running observer that says failed decides against all others; one that is not running says nothing."""
+    held = dict.fromkeys("abcd", R)
+    opinions = opinions_of([list("abcd")]) | {("b", "a"): F}
+    assert judge("a", held, opinions, {}) is F
+    assert judge("a", held | {"b": D}, opinions, {}) is R
+    assert judge("a", held, opinions_of([list("abcd")]) | {("a", "a"): F}, {}) is R, "nobody judges itself"
+
+
+def test_half_is_not_more_than_half() -> None:
+    """Two of four observers do not put a node down; three do."""
+    held = dict.fromkeys("abcde", R)
+    two = opinions_of([list("abcde")]) | {("b", "a"): D, ("c", "a"): D}
+    assert judge("a", held, two, {"a": D}) is R
+    assert judge("a", held, two | {("d", "a"): D}, {"a": R}) is D
+
+
+@pytest.mark.parametrize("observers", [0, 1])
+@pytest.mark.parametrize("said", list(Status))
+@pytest.mark.parametrize("opinion", [R, D])
+def test_the_admin_servers_decide_where_fewer_than_two_nodes_can(observers: int, said: Status, opinion: Status) -> None:
+    """With fewer than two other running nodes their opinion is not asked; without an admin server's, all stays as it is."""
+    held = {"a": R, "b": R if observers else D, "c": D}
+    opinions = {("b", "a"): opinion, ("c", "a"): D}
+    assert judge("a", held, opinions, {"a": said}) is said
+    assert judge("a", held, opinions, {}) is R
+
+
+def test_who_has_no_opinion_leaves_it_as_it_is() -> None:
+    """An observer that has told nothing yet votes for what the subject is held for."""
+    for status in (R, D):
+        held = dict.fromkeys("abcd", R) | {"a": status}
+        assert judge("a", held, {}, {}) is status
+        assert judge("a", held, {("b", "a"): R, ("c", "a"): R}, {}) is R
+
+
+statuses = st.sampled_from(Status)
+names = [f"n{number}" for number in range(6)]
+
+
+@settings(deadline=None)
+@given(
+    held=st.dictionaries(st.sampled_from(names), statuses),
+    opinions=st.dictionaries(st.tuples(st.sampled_from(names), st.sampled_from(names)), statuses, max_size=36),
+    admins=st.dictionaries(st.sampled_from(names), statuses),
+    data=st.data(),
+)
+def test_the_order_of_arrival_does_not_matter(
+    held: dict[str, Status], opinions: dict[tuple[str, str], Status], admins: dict[str, Status], data: st.DataObject
+) -> None:
+    """Any opinions give a summary of the same servers, and the same one in whatever order the tables were filled."""
+    after = summarise(held, opinions, admins)
+    assert after.keys() == held.keys()
+    shuffled = summarise(
+        dict(data.draw(st.permutations(list(held.items())))),
+        dict(data.draw(st.permutations(list(opinions.items())))),
+        dict(data.draw(st.permutations(list(admins.items())))),
+    )
+    assert shuffled == after
