@@ -28,7 +28,17 @@ import attrs
 
 from securifile.local.asking import Http, Response
 from securifile.local.ports import HOST, anywhere, first_free, is_free
-from securifile.local.processes import READY_FILE, ServerProcess, command_line, end_process, eventually, read_json, twistd, write_atomically
+from securifile.local.processes import (
+    READY_FILE,
+    ServerProcess,
+    TimeRanOut,
+    command_line,
+    end_process,
+    eventually,
+    read_json,
+    twistd,
+    write_atomically,
+)
 
 PLAN_FILE = "cluster.json"
 PLAN_FORMAT = 1
@@ -263,7 +273,11 @@ class LocalCluster:
             known = self.statuses()
             return all(known.get(name) == status for name in names)
 
-        eventually(all_so, timeout_s, f"{', '.join(names)} {status}")
+        try:
+            eventually(all_so, timeout_s, "")
+        except TimeRanOut:
+            now = self.statuses()
+            raise TimeRanOut(f"not within {timeout_s:g} s: {', '.join(names)} {status}; the catalogue says {now}") from None
 
     def wait_running(self, *names: str, timeout_s: float = _RUNNING_WITHIN_S) -> None:
         """Return once these servers are running for the catalogue, and say so of themselves. Raises `TimeRanOut`."""
