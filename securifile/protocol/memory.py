@@ -94,7 +94,7 @@ class MemoryTransport:
     def abortConnection(self) -> None:
         """Close at once."""
         if self.connected:
-            self._end(ConnectionLost("aborted"))
+            self.end(ConnectionLost("aborted"))
             self.other.deliver_soon()
 
     def getPeer(self) -> MemoryAddress:
@@ -136,15 +136,19 @@ class MemoryTransport:
     def deliver_soon(self) -> None:
         """See to it that what is queued arrives, if nothing stands in the way."""
         if self._delivering is None and self.connected:
-            self._delivering = self._network.clock.callLater(self._network.latency_s, self._deliver)
+            self._delivering = self._network.clock.callLater(self._network.delay_s(self._here.host, self._there.host), self._deliver)
 
     def _deliver(self) -> None:
         self._delivering = None
-        if not self.connected or self._network.is_cut(self._here.host, self._there.host):
+        network, here, there = self._network, self._here.host, self._there.host
+        if not self.connected or network.is_cut(here, there) or not network.is_awake(there):
             return
+        # What this end has sent arrives even while its process sleeps; what it is told waits until it wakes.
+        awake = network.is_awake(here)
         if not self.other.connected:
             # Like TCP: who sends to a connection that is gone, or is told about it, gets a reset.
-            self._end(ConnectionLost("reset"))
+            if awake:
+                self.end(ConnectionLost("reset"))
             return
         if self._queue and self.other._reading:
             # As with TCP, where a write began and ended is not seen.
@@ -155,14 +159,16 @@ class MemoryTransport:
             if self.other._reading:
                 self.deliver_soon()
         elif self.disconnecting:
-            self._end(ConnectionDone("closed here"))
-            self.other._end(ConnectionDone("closed there"))
+            if awake:
+                self.end(ConnectionDone("closed here"))
+                self.other.end(ConnectionDone("closed there"))
             return
-        if self._producer is not None and self._producer_paused and not self._queue:
+        if self._producer is not None and self._producer_paused and not self._queue and awake:
             self._producer_paused = False
             self._producer.resumeProducing()
 
-    def _end(self, reason: Exception) -> None:
+    def end(self, reason: Exception) -> None:
+        """The connection is gone at this end."""
         if not self.connected:
             return
         self.connected = False
@@ -222,6 +228,14 @@ class MemoryNetwork:
     def is_cut(self, one: str, other: str) -> bool:
         """Whether nothing passes."""
         return frozenset((one, other)) in self._cut
+
+    def delay_s(self, here: str, there: str) -> float:
+        """How long the next piece takes from one host to another; a network with weather has its own answer."""
+        return self.latency_s
+
+    def is_awake(self, host: str) -> bool:
+        """Whether the process on that host runs. While it does not, it is told nothing, and what is sent to it waits."""
+        return True
 
     def crash(self, host: str) -> None:
         """Reset all connections of a host, as if its process had died. Its listeners stay until they are stopped."""
