@@ -27,7 +27,7 @@ def place(
         below: draws a random integer from 0 to its argument - 1.
     """
     fitting = sorted(node for node, available in room.items() if available >= size)
-    kept = [node for node in preferred if node in fitting]
+    kept = [node for node in dict.fromkeys(preferred) if node in fitting]
     others = [node for node in fitting if node not in kept]
     chosen = kept[:wanted]
     while others and len(chosen) < wanted:
