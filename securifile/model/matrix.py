@@ -4,6 +4,11 @@ Judgements are taken one at a time, and only observers that are running at that 
 loses its vote, so two halves of a cluster cannot put each other down. With fewer than two other running
 nodes the admin servers' own heartbeats decide; they also say which of two equal halves goes on, because the other one
 could not commit anything.
+
+    running --most hold it for down, or it is absent--> down        running --one holds it for failed--> failed
+    failed  --most hold it for down, or it is absent--> down        down    --only by verification--> running, failed
+
+*Absent* is what is known without votes: it was taken offline, or it is a new process that nobody has verified.
 """
 
 from __future__ import annotations
@@ -52,12 +57,11 @@ def summarise(
 ) -> dict[str, Status]:
     """The new summary: judgements that would change something are taken one after another, the surest first.
 
-    Of equally sure ones those come first that the admin servers share. When that leaves nobody running (a majority put the only
-    node down that an admin server reaches), all are judged once more, now that nobody is left to observe.
+    Of equally sure ones those come first that the admin servers share.
     """
     summary = dict(held)
-    # Each round takes one judgement; a subject is judged twice at most, so this ends.
-    open_subjects, again = set(summary), True
+    # Each round takes one judgement; a subject is judged once at most, so this ends.
+    open_subjects = set(summary)
     while True:
         changing = []
         for subject in sorted(open_subjects):
@@ -66,10 +70,7 @@ def summarise(
                 sureness = _votes(subject, summary, opinions).count(verdict), admins.get(subject) is verdict
                 changing.append((sureness, subject, verdict))
         if not changing:
-            if not again or Status.RUNNING in summary.values():
-                return summary
-            open_subjects, again = set(summary), False
-            continue
+            return summary
         _, subject, verdict = max(changing, key=lambda one: one[:2])
         summary[subject] = verdict
         open_subjects.discard(subject)
