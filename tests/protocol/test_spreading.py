@@ -1,0 +1,175 @@
+"""Announcing a commit until no node can serve an older state any more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.task import Clock
+
+from securifile.model.errors import Code, Refusal
+from securifile.model.facts import Fact, PersonGone, ServerGone
+from securifile.model.ids import Position
+from securifile.model.roster import Roster
+from securifile.model.servers import ServerKind, Status
+from securifile.model.standing import FRESH_INTERVALS
+from securifile.protocol.messages import Announce, Done
+from securifile.protocol.spreading import Spreading
+from tests.protocol.asking import FakeAsk, roster_of, server
+
+AT = Position(1, 5)
+FACTS: tuple[Fact, ...] = (PersonGone(username="ann"),)
+
+
+class World:
+    """n1 spreads a commit; intervals are one second, so a standing period is 2.5."""
+
+    def __init__(self, roster: Roster, name: str = "n1", here: Deferred[None] | None = None, started_at: float = 0.0) -> None:
+        self.clock = Clock()
+        self.clock.advance(started_at)
+        self.roster = roster
+        self.ask = FakeAsk(self.clock)
+        self.taken_here: list[tuple[Position, tuple[Fact, ...]]] = []
+
+        def take(position: Position, facts: tuple[Fact, ...]) -> Deferred[None]:
+            self.taken_here.append((position, facts))
+            return here or succeed(None)
+
+        self.spreading = Spreading(clock=self.clock, roster=roster, name=name, ask=self.ask, here=take).spread(AT, FACTS)
+        self.outcome: list[Any] = []
+        self.spreading.addBoth(self.outcome.append)
+
+    @property
+    def done(self) -> bool:
+        return self.outcome == [None]
+
+    def wait(self, seconds: float) -> None:
+        for _ in range(round(seconds / 0.05)):
+            self.clock.advance(0.05)
+
+
+def nodes(count: int, *down: str) -> Roster:
+    return roster_of(
+        *(server(f"n{number}", Status.DOWN if f"n{number}" in down else Status.RUNNING) for number in range(1, count + 1)),
+        server("a1", kind=ServerKind.ADMIN),
+    )
+
+
+def test_all_running_nodes_are_waited_for() -> None:
+    """It is over with the last running node's answer, and not before; admin servers know already and are not told."""
+    world = World(nodes(4))
+    assert {question.name for question in world.ask.waiting} == {"n2", "n3", "n4"}
+    assert all(question.message == Announce(position=AT, facts=FACTS) for question in world.ask.waiting)
+    assert world.taken_here == [(AT, FACTS)]
+    for name in ("n3", "n4"):
+        world.ask.answer(name, Done())
+        assert not world.done
+    world.ask.answer("n2", Done())
+    assert world.done
+    assert world.clock.getDelayedCalls() == []
+
+
+def test_one_node_alone_is_done_at_once() -> None:
+    """There is nobody to wait for but its own index."""
+    assert World(nodes(1)).done
+    here: Deferred[None] = Deferred()
+    world = World(nodes(1), here=here)
+    assert not world.done
+    here.callback(None)
+    assert world.done
+
+
+def test_who_is_down_is_told_and_not_waited_for() -> None:
+    """A node that is not running gets the announcement, too, but the answer does not wait for it."""
+    world = World(nodes(3, "n3"))
+    assert len(world.ask.to("n3")) == 1
+    world.ask.answer("n2", Done())
+    assert world.done
+    assert world.ask.waiting == []
+
+
+def test_a_silent_node_is_waited_for_until_it_has_lost_its_standing() -> None:
+    """With more than half of all nodes it is over after a standing period, counted from the commit."""
+    for started_at in (0.0, 0.1, 1234.567, 1e6 + 1 / 3):
+        world = World(nodes(3), started_at=started_at)
+        world.ask.answer("n2", Done())
+        world.wait(FRESH_INTERVALS - 0.1)
+        assert not world.done
+        world.wait(0.2)
+        assert world.done, started_at
+        assert world.ask.waiting == []
+
+
+def test_a_minority_waits_on() -> None:
+    """When most nodes are silent it is not over after a standing period; but as soon as one more has answered."""
+    world = World(nodes(5))
+    world.ask.answer("n2", Done())
+    world.wait(20.0)
+    assert world.outcome == []
+    world.ask.answer("n3", Done())
+    assert world.done
+
+
+def test_half_is_no_majority() -> None:
+    """Two of four are not enough, for ever."""
+    world = World(nodes(4))
+    world.ask.answer("n2", Done())
+    world.wait(20.0)
+    assert world.outcome == []
+
+
+def test_the_cluster_putting_a_node_down_ends_the_waiting_for_it() -> None:
+    """A silent node that is put down meanwhile, or removed, is noticed soon, even without a majority."""
+    for change in (server("n2", Status.DOWN), ServerGone(name="n2")):
+        world = World(nodes(2))
+        world.wait(1.0)
+        world.roster.learn(change)
+        world.wait(FRESH_INTERVALS)
+        assert world.done
+
+
+def test_a_lost_connection_is_tried_again() -> None:
+    """An announcement that failed is sent again until the node has it; a refusal is no acknowledgement."""
+    world = World(nodes(2))
+    world.ask.to("n2")[0].lose()
+    assert not world.done
+    world.wait(0.3)
+    world.ask.to("n2")[0].answer.errback(Refusal(Code.NOT_RUNNING, "not yet"))
+    world.wait(0.3)
+    assert not world.done
+    world.ask.answer("n2", Done())
+    assert world.done
+    assert len(world.ask.asked) == 3
+
+
+def test_an_admin_server_spreads_to_all_nodes() -> None:
+    """It has no say among the nodes: one of two is no majority, even with the admin server's own knowledge."""
+    world = World(nodes(2), name="a1")
+    assert {question.name for question in world.ask.waiting} == {"n1", "n2"}
+    world.ask.answer("n1", Done())
+    world.wait(20.0)
+    assert world.outcome == []
+    world.ask.answer("n2", Done())
+    assert world.done
+
+
+def test_cancelling_stops_everything() -> None:
+    """The caller's deadline leaves no question and no timer behind."""
+    world = World(nodes(3))
+    world.wait(1.0)
+    world.spreading.cancel()
+    [failure] = world.outcome
+    assert failure.check(CancelledError)
+    assert world.ask.waiting == []
+    assert world.clock.getDelayedCalls() == []
+
+
+def test_an_index_that_fails_here_is_no_acknowledgement() -> None:
+    """When this node's own index does not take the commit, others' answers do not hide that."""
+    here: Deferred[None] = Deferred()
+    world = World(nodes(2), here=here)
+    here.errback(Refusal(Code.CATALOGUE_UNAVAILABLE, "the disk"))
+    world.ask.answer("n2", Done())
+    world.wait(20.0)
+    assert world.outcome == []
+    world.spreading.cancel()
