@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import attrs
-from twisted.internet.defer import CancelledError, Deferred, DeferredList
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, FirstError
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
@@ -67,10 +67,13 @@ class Fanout:
         self._writer = writer
         self._replacement = replacement
         self._legs: list[_Leg] = []
+        self._tried: list[str] = []
+        """Every node that was given the blob; one that was lost is not tried again."""
 
     async def begin(self, nodes: Sequence[str]) -> None:
         """Connect to the replicas, in order of priority. One that cannot be reached is replaced at the end."""
         self._legs = [_Leg(node=node) for node in nodes]
+        self._tried = list(nodes)
         await self._each(self._open)
 
     async def write(self, data: bytes) -> None:
@@ -87,10 +90,11 @@ class Fanout:
         await self._each(lambda leg: self._complete(leg, summary))
         for leg in self._legs:
             while leg.lost:
-                other = self._replacement([leg.node for leg in self._legs])
+                other = self._replacement(self._tried)
                 if other is None:
                     break
                 self._log.info("replica {lost} is replaced by {other}", lost=leg.node, other=other)
+                self._tried.append(other)
                 leg.node, leg.lost = other, False
                 await self._replay(leg, summary)
         return tuple(Copy(node=leg.node, priority=number, durable=not leg.lost) for number, leg in enumerate(self._legs, 1))
@@ -109,10 +113,10 @@ class Fanout:
             together = DeferredList(working, fireOnOneErrback=True, consumeErrors=True)
             try:
                 await together
-            except BaseException:
+            except FirstError as first:
                 for one in working:
                     one.cancel()
-                raise
+                first.subFailure.raiseException()
 
     async def _guarded(self, leg: _Leg, work: Callable[[_Leg], Any]) -> None:
         try:

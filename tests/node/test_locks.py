@@ -1,0 +1,273 @@
+"""Locking a file on every running server, and giving it back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+
+from securifile.model.errors import Code, Refusal
+from securifile.model.ids import AttemptId
+from securifile.model.roster import Roster
+from securifile.model.servers import Status
+from securifile.node.locks import SILENCE_S, Granter, Lock, Locks
+from securifile.protocol.messages import Done, LeaseAnswer, LeaseAsk, LeaseRelease
+from tests.protocol.asking import FakeAsk, roster_of, server
+
+KEY = b"k" * 16
+A, B = AttemptId(b"a" * 16), AttemptId(b"b" * 16)
+LEASE_S = 9.0
+
+
+class World:
+    """n1 takes locks; the others have tables of their own, or are silent, or not."""
+
+    def __init__(self, count: int = 4, roster: Roster | None = None) -> None:
+        self.clock = Clock()
+        self.roster = roster or roster_of(*(server(f"n{number}") for number in range(1, count + 1)), lease_s=LEASE_S)
+        self.ask = FakeAsk(self.clock)
+        self.doubtful: set[str] = set()
+        self.granters = {name: Granter(self.clock) for name in self.roster.nodes}
+        self.locks = self.locks_of("n1")
+        for name in self.roster.nodes:
+            self.ask.rules[name] = self.table(name)
+
+    def locks_of(self, name: str) -> Locks:
+        return Locks(
+            clock=self.clock,
+            roster=self.roster,
+            name=name,
+            granter=self.granters[name],
+            ask=self.ask,
+            is_doubtful=self.doubtful.__contains__,
+        )
+
+    def table(self, name: str) -> Any:
+        def answer(message: Any) -> Any:
+            if isinstance(message, LeaseAsk):
+                return self.granters[name].ask(message, "n1")
+            self.granters[name].release(message.key, message.attempt)
+            return Done()
+
+        return answer
+
+    def silence(self, *names: str) -> None:
+        for name in names:
+            del self.ask.rules[name]
+
+    def take(self, attempt: AttemptId = A, person: str = "ann", first: str = "n1", locks: Locks | None = None) -> list[Any]:
+        """What comes of taking the lock, once it is known."""
+        outcome: list[Any] = []
+        (locks or self.locks).take(KEY, attempt, person, first).addBoth(outcome.append)
+        return outcome
+
+    def holders(self) -> dict[str, AttemptId]:
+        found = {name: granter.holder(KEY) for name, granter in self.granters.items()}
+        return {name: held[0].attempt for name, held in found.items() if held is not None}
+
+    def asked(self, kind: type) -> list[str]:
+        return [question.name for question in self.ask.asked if isinstance(question.message, kind)]
+
+
+def refusal(outcome: list[Any]) -> Refusal:
+    [failure] = outcome
+    assert isinstance(failure, Failure)
+    error = failure.value
+    assert isinstance(error, Refusal)
+    return error
+
+
+def test_a_lock_is_held_everywhere_until_it_is_released() -> None:
+    """Every running server has it, and none afterwards."""
+    world = World()
+    [lock] = world.take()
+    assert isinstance(lock, Lock)
+    assert world.holders() == dict.fromkeys(["n1", "n2", "n3", "n4"], A)
+    lock.release()
+    lock.release()
+    assert world.holders() == {}
+    assert world.clock.getDelayedCalls() == []
+
+
+def test_the_first_is_asked_before_all_others() -> None:
+    """Only who has the first server's lease asks the others, so two starters never hold half each."""
+    world = World()
+    world.silence("n3")
+    outcome = world.take(first="n3")
+    assert world.asked(LeaseAsk) == ["n3"]
+    assert world.holders() == {}
+    world.ask.answer("n3", LeaseAnswer(granted=True))
+    assert outcome
+    assert world.asked(LeaseAsk) == ["n3", "n2", "n4"]
+
+
+def test_two_starters_have_one_winner() -> None:
+    """Whoever has the first has all; the other is told who it is, through which node and for how long, and holds nothing."""
+    for first in ("n1", "n2", "n3"):
+        world = World()
+        [lock] = world.take(A, "ann", first)
+        world.clock.advance(1.0)
+        error = refusal(world.take(B, "ben", first, world.locks_of("n2")))
+        assert error.code is Code.LOCKED
+        assert (error.evidence["holder"], error.evidence["node"]) == ("ann", "n1")
+        assert error.evidence["expires_in_s"] == LEASE_S - 1.0
+        assert error.retry_after_s == LEASE_S - 1.0
+        assert set(world.holders().values()) == {A}
+        lock.release()
+        assert world.take(B, "ben", first, world.locks_of("n2"))
+        assert set(world.holders().values()) == {B}
+
+
+def test_a_refusal_anywhere_frees_what_was_taken() -> None:
+    """One server that granted to somebody else is enough, and nothing stays locked by the loser."""
+    world = World()
+    world.granters["n4"].ask(LeaseAsk(key=KEY, attempt=B, person="ben", duration_s=5.0), "n2")
+    error = refusal(world.take())
+    assert (error.code, error.evidence["holder"]) == (Code.LOCKED, "ben")
+    assert world.holders() == {"n4": B}
+
+
+def test_a_silent_server_is_left_out() -> None:
+    """It holds the writer up for 300 ms once, and not at all for the first if it is doubted already."""
+    world = World()
+    world.silence("n4")
+    outcome = world.take()
+    world.clock.advance(SILENCE_S - 0.01)
+    assert not outcome
+    world.clock.advance(0.02)
+    assert isinstance(outcome[0], Lock)
+    outcome[0].release()
+    world.clock.advance(SILENCE_S)
+
+    world.doubtful.add("n4")
+    outcome = world.take(B, first="n4")
+    world.clock.advance(SILENCE_S)
+    assert isinstance(outcome[0], Lock)
+
+
+def test_a_silent_first_is_left_out_too() -> None:
+    """The others decide when the first does not answer."""
+    world = World()
+    world.silence("n3")
+    outcome = world.take(first="n3")
+    world.clock.advance(SILENCE_S)
+    assert isinstance(outcome[0], Lock)
+    assert set(world.holders()) == {"n1", "n2", "n4"}
+
+
+@pytest.mark.parametrize(("count", "silent", "enough"), [(2, 1, False), (3, 1, True), (3, 2, False), (4, 2, False), (5, 2, True)])
+def test_more_than_half_must_answer(count: int, silent: int, enough: bool) -> None:
+    """With half of the running servers silent nobody gets the lock, and what was taken is freed."""
+    world = World(count)
+    world.silence(*(f"n{number}" for number in range(2, 2 + silent)))
+    outcome = world.take()
+    world.clock.advance(SILENCE_S)
+    if enough:
+        assert isinstance(outcome[0], Lock)
+    else:
+        assert refusal(outcome).code is Code.NOT_RUNNING
+        assert world.holders() == {}
+
+
+def test_one_node_alone_locks_by_itself() -> None:
+    """There is nobody else to ask."""
+    world = World(1)
+    assert isinstance(world.take()[0], Lock)
+    assert world.ask.asked == []
+
+
+def test_who_is_not_running_is_not_asked() -> None:
+    """A node that is down has no say."""
+    world = World(roster=roster_of(server("n1"), server("n2", Status.DOWN), server("n3"), lease_s=LEASE_S))
+    [lock] = world.take()
+    assert isinstance(lock, Lock)
+    assert world.asked(LeaseAsk) == ["n3"]
+
+
+def test_a_lease_is_renewed_while_it_is_held() -> None:
+    """Long after its duration it is still held; after the holder's end it expires by itself."""
+    world = World()
+    [lock] = world.take()
+    for _ in range(40):
+        world.clock.advance(1.0)
+        assert set(world.holders().values()) == {A}
+        assert len(world.holders()) == 4
+    # The holder crashes: nobody renews.
+    lock._timer.cancel()
+    world.clock.advance(LEASE_S)
+    for granter in world.granters.values():
+        granter.expire()
+    assert world.holders() == {}
+
+
+def test_a_server_silent_at_a_renewal_is_asked_again() -> None:
+    """Two lost renewals do not lose the lease."""
+    world = World()
+    [lock] = world.take()
+    world.silence("n2")
+    world.clock.pump([0.5] * 14)
+    assert "n2" in world.holders()
+    world.ask.rules["n2"] = world.table("n2")
+    world.clock.pump([0.5] * 4)
+    world.clock.pump([0.5] * 12)
+    assert "n2" in world.holders()
+    lock.release()
+
+
+def test_a_grant_that_came_too_late_is_given_back() -> None:
+    """A server that was left out has granted all the same; it is told of the release as well."""
+    world = World()
+    world.silence("n4")
+    outcome = world.take()
+    late = world.ask.to("n4")[0]
+    world.granters["n4"].ask(late.message, "n1")
+    world.clock.advance(SILENCE_S)
+    world.ask.rules["n4"] = world.table("n4")
+    assert "n4" in world.holders()
+    outcome[0].release()
+    assert world.holders() == {}
+
+
+def test_giving_up_while_waiting_gives_everything_back() -> None:
+    """A client that goes away while the lock is being taken leaves nothing locked."""
+    world = World()
+    world.silence("n4")
+    taking: Deferred[Lock] = world.locks.take(KEY, A, "ann", "n1")
+    outcome: list[Any] = []
+    taking.addBoth(outcome.append)
+    world.granters["n4"].ask(world.ask.to("n4")[0].message, "n1")
+    taking.cancel()
+    assert outcome[0].check(CancelledError)
+    assert set(world.holders()) <= {"n4"}
+    assert [question.message for question in world.ask.to("n4")] == [LeaseRelease(key=KEY, attempt=A)]
+    world.ask.to("n4")[0].lose()
+    assert world.clock.getDelayedCalls() == []
+
+
+def test_a_bug_in_an_answer_is_not_taken_for_silence() -> None:
+    """An error that is not the network's comes out, and what was taken is given back."""
+    world = World()
+    world.ask.rules["n3"] = lambda message: KeyError("a bug") if isinstance(message, LeaseAsk) else Done()
+    [failure] = world.take()
+    assert failure.check(KeyError)
+    assert world.holders() == {}
+
+
+def test_the_granter_tells_who_holds() -> None:
+    """For the details of a file: who, through which node, and for how long still."""
+    clock = Clock()
+    granter = Granter(clock)
+    assert granter.holder(KEY) is None
+    assert granter.ask(LeaseAsk(key=KEY, attempt=A, person="ann", duration_s=4.0), "n2").granted
+    clock.advance(1.0)
+    held = granter.holder(KEY)
+    assert held is not None
+    assert (held[0].person, held[0].node, held[1]) == ("ann", "n2", 3.0)
+    granter.release(KEY, B)
+    assert granter.holder(KEY) is not None
+    clock.advance(3.0)
+    granter.expire()
+    assert granter.holder(KEY) is None
