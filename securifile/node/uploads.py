@@ -172,7 +172,8 @@ class Uploads:
         if outcome.committed is None:
             return None
         access.path, access.detail = str(target), "answered from memory"
-        await self._acting.spread(outcome.committed.position, ())
+        # Its first answer may have been lost before every node knew of the version.
+        await self._acting.spread(outcome.committed.position, outcome.committed.facts)
         return self._answer(access, outcome.committed, target)
 
     async def _plan(self, request: Request, access: Access, target: Target) -> Plan:
