@@ -4,6 +4,9 @@ committed   a blob whose version the index names: its sidecar notes the commit
 superseded  a blob of an older version, or of a deleted file: dropped after `keep_superseded_s`
 staged      a blob whose attempt has not ended as far as this node knows: the catalogue is asked; dropped only when it
 says `abandoned`
+
+A blob whose sidecar says `committed` is never given up, whatever the catalogue says: one that does not know of the commit
+was restored from a backup, and this blob may be all that is left of what came after it.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from securifile.model.entries import Sidecar
 from securifile.model.errors import CorruptBlock, NoSuchBlob, OutcomeUnknown, Refusal
 from securifile.model.facts import Fact, File
 from securifile.model.ids import AttemptId, Position
@@ -87,8 +91,13 @@ class Housekeeping:
                 if rounds % STAGED_ROUNDS == 0:
                     await self._find_staged()
                 await self._ask_about_staged()
+            except CancelledError:
+                raise
             except (OSError, Refusal, OutcomeUnknown) as error:
                 self._log.warn("housekeeping goes on in the next round: {problem}", problem=str(error))
+            except Exception:
+                # The index held by another process, a bug: no reason to let the disk fill up from now on.
+                self._log.failure("housekeeping goes on in the next round")
 
     async def _note_commits(self) -> None:
         for attempt, (version, position) in list(self._committed.items()):
@@ -115,14 +124,30 @@ class Housekeeping:
         for attempt, rounds in list(self._staged.items()):
             if self._is_under_way(attempt):
                 continue
+            try:
+                sidecar: Sidecar = await self._blobs.sidecar(attempt)
+            except (NoSuchBlob, CorruptBlock):
+                self._staged.pop(attempt)
+                continue
             if await self._index.names(attempt):
+                if sidecar.committed_at is None:
+                    self._committed[attempt] = (sidecar.version, self._index.position)
                 self._staged.pop(attempt)
                 continue
             self._staged[attempt] = rounds + 1
             if rounds < STAGED_ROUNDS:
                 continue
-            outcome: m.Outcome = await self._acting.ask_admin(m.OutcomeAsk(attempt=attempt, abandon=True))
-            if outcome.ended == "abandoned":
+            was_committed = sidecar.committed_at is not None
+            outcome: m.Outcome = await self._acting.ask_admin(m.OutcomeAsk(attempt=attempt, abandon=not was_committed))
+            if was_committed and outcome.committed is None:
+                self._log.critical(
+                    "{attempt} was committed at {position} as version {version} of {file}, and the catalogue does not know of it: kept",
+                    attempt=str(attempt),
+                    position=str(Position(*sidecar.committed_at)) if sidecar.committed_at is not None else "",
+                    version=sidecar.version,
+                    file=sidecar.file.hex(),
+                )
+            elif outcome.ended == "abandoned":
                 self._log.info("the upload {attempt} was given up; its blob is dropped", attempt=str(attempt))
                 await self._blobs.drop(attempt)
             elif outcome.committed is None or outcome.committed.position > self._index.position:
