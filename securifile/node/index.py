@@ -220,6 +220,9 @@ class Index:
             self._log.info("a snapshot at {position} comes late: the index is at {known}", position=str(position), known=str(self.position))
             return
         every = list(facts)
+        members = {fact.name for fact in every if isinstance(fact, f.Server)}
+        # Listeners hear of what there is; of servers they must hear, too, which are members no more.
+        gone = [f.ServerGone(name=name) for (name,) in await self.sql.query("SELECT name FROM servers ORDER BY name") if name not in members]
 
         async def write(sql: Any) -> None:
             for table in (*FACT_TABLE_NAMES, "stamps"):
@@ -231,7 +234,7 @@ class Index:
         await self._database.transact("take a snapshot", write)
         self._recent.clear()
         self._ahead.clear()
-        self._moved(position, every)
+        self._moved(position, [*gone, *every])
 
     async def _place_taken(self, fact: f.File) -> bool:
         """Whether another entry is where this file will be: a change that the feed has yet to bring deleted or moved it."""

@@ -18,6 +18,7 @@ from securifile.model.digests import DigestAlgorithm
 from securifile.model.entries import Copy, Version
 from securifile.model.ids import BEGINNING, AttemptId, EntryId, Position
 from securifile.model.roles import Role
+from securifile.model.servers import ServerKind, Status
 from securifile.node.index import AHEAD_MAX, Index
 from securifile.sql.facts import every_fact
 from securifile.sql.sqlite import SqliteDatabase, run_now
@@ -445,3 +446,24 @@ def test_superseded_blobs_are_forgotten_one_by_one() -> None:
     assert now(index.superseded_before(100.0)) == [file(1).version.attempt]
     now(index.forget_superseded(file(1).version.attempt))
     assert now(index.superseded_before(100.0)) == []
+
+
+def test_who_is_no_member_in_a_snapshot_is_gone_for_listeners_too() -> None:
+    """A server that was removed while this node was away opens nothing here any more: listeners hear that it is gone."""
+    left, stayed = (
+        f.Server(
+            name=name,
+            kind=ServerKind.NODE,
+            url=f"https://{name}:9443",
+            protocol_address=f"{name}:9444",
+            public_key=b"key",
+            status=Status.RUNNING,
+        )
+        for name in ("left", "stayed")
+    )
+    index = new_index()
+    now(index.apply_changes(EPOCH, [f.Change(revision=1, facts=(left, stayed))]))
+    heard: list[f.Fact] = []
+    index.listen(heard.append)
+    now(index.replace(Position(EPOCH, 50), [stayed]))
+    assert heard == [f.ServerGone(name="left"), stayed]
