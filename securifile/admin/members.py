@@ -96,6 +96,9 @@ class Members:
                 raise Refusal(Code.EXISTS, f"{name} is an admin server. Choose another name.")
             if known is not None:
                 raise Refusal(Code.EXISTS, f"{name} is a member already. Remove it first, or choose another name.")
+            if await sql.query("SELECT 1 FROM copies WHERE node = :name LIMIT 1", {"name": name}):
+                # A new node of the old name would be taken for a holder of what only the old one had.
+                raise Refusal(Code.EXISTS, f"There are files with copies on a node {name} that was removed. Choose another name.")
             await sql.execute("DELETE FROM invites WHERE name = :name OR expires_at <= :now", {"name": name, "now": self._wall()})
             await sql.execute(
                 "INSERT INTO invites (secret_hash, name, expires_at) VALUES (:hash, :name, :at)",

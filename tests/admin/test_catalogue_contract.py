@@ -890,3 +890,14 @@ async def test_a_later_commit_waits_for_one_whose_answer_was_lost(postgres_dsn: 
         await world.catalogue.ledger.catch_up()
         assert heard == [start + 1, start + 2]
         assert isinstance(await world.entry("alice/f"), File)
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_name_of_a_removed_holder_is_not_given_again(world: World) -> None:
+    """A new node under the old name would be taken for a holder of what only the removed one had."""
+    copies = (Copy(node="n1", priority=0, durable=True), Copy(node="n3", priority=1, durable=True))
+    await world.catalogue.files.commit(await world.upload("alice/f", copies=copies), "n1")
+    await world.catalogue.members.remove("n3")
+    assert await refused(world.catalogue.members.invite("n3")) is Code.EXISTS
+    await world.put("alice/f")
+    await world.catalogue.members.invite("n3")
