@@ -153,7 +153,7 @@ class Followers:
     async def _feed(self, follower: Follower, snapshot: bool) -> None:
         while True:
             try:
-                if snapshot or follower.position.epoch != self._ledger.position.epoch:
+                if snapshot:
                     await self._send_snapshot(follower)
                     snapshot = False
                 changes = await self._following(follower.position)
