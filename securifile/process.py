@@ -1,18 +1,32 @@
-"""What both kinds of server do as processes: their clock, their data folder, and saying that they are ready."""
+"""What both kinds of server do as processes: their clock, their data folder, and saying that they are ready, or cannot be."""
 
 from __future__ import annotations
 
+import atexit
+import errno
 import fcntl
 import json
 import os
+import re
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from twisted.internet.abstract import isIPAddress, isIPv6Address
+from twisted.internet.error import CannotListenError
+from twisted.logger import Logger
+from twisted.python import usage
+from twisted.python.failure import Failure
+
 READY = "ready.json"
 
 
-class FolderTaken(Exception):
+class CannotStart(Exception):
+    """A server cannot start as things are. The message says why, and what to do."""
+
+
+class FolderTaken(CannotStart):
     """Another process uses this data folder. Stop it first, or give this server a folder of its own (--data)."""
 
 
@@ -24,6 +38,15 @@ def run_on_monotonic_time(reactor: Any) -> None:
     reactor.seconds = time.monotonic
 
 
+def check_public(host: str) -> None:
+    """Check what others are to reach a server by. Raises `usage.UsageError` if it can be neither a DNS name nor an IP address."""
+    if not isIPAddress(host) and not isIPv6Address(host) and not _DNS_NAME.fullmatch(host):
+        raise usage.UsageError(f"--public: {host!r} is neither a host name nor an IP address (without a port)")
+
+
+_DNS_NAME = re.compile(r"(?=.{1,253}$)[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*")
+
+
 def take_folder(folder: Path) -> int:
     """Make the data folder, for its owner only, and lock it; the lock lives as long as the process.
 
@@ -32,9 +55,16 @@ def take_folder(folder: Path) -> int:
 
     Raises:
         FolderTaken: another process has it.
+        CannotStart: it cannot be made or written to.
     """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise CannotStart(
+            f"the data folder {folder} cannot be used: {error.strerror} ({error.filename})."
+            f" It has to be a folder that user {os.geteuid()} may write to."
+        ) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -63,3 +93,51 @@ def say_ready(folder: Path, **what: str) -> None:
 def say_gone(folder: Path) -> None:
     """Remove `ready.json`: a clean end."""
     (folder / READY).unlink(missing_ok=True)
+
+
+def stop_unstarted(reactor: Any, log: Logger, what: str, failure: Failure) -> None:
+    """A server's start has failed: say why in one sentence, stop the reactor, and let the process end with status 1.
+
+    What the world did is a sentence; only what must be an error of ours has a traceback.
+
+    Args:
+        what: the server, for the sentence.
+    """
+    problem = why_not(failure)
+    if problem is None:
+        log.failure("{what} cannot start, by an error in SecuriFile: {problem}", failure, what=what, problem=failure.getErrorMessage())
+    else:
+        log.critical("{what} cannot start: {problem}", what=what, problem=problem)
+    # twistd has no way to be told a status. At exit all has been stopped in order, and nothing is left to lose but what is in
+    # the buffers.
+    atexit.register(_end_with_status_1)
+    # `stop` raises on a reactor that does not run yet, and the services are started before it does.
+    reactor.callWhenRunning(reactor.stop)
+
+
+def why_not(failure: Failure) -> str | None:
+    """Why a server could not start, as a sentence; None if nobody but a programmer can do anything about it."""
+    error = failure.value
+    if isinstance(error, CannotStart):
+        return str(error)
+    if isinstance(error, CannotListenError):
+        where = f"port {error.port} of {error.interface or 'any address'}"
+        number = getattr(error.socketError, "errno", None)
+        advice = _LISTENING.get(number, f"{error.socketError}.") if number is not None else f"{error.socketError}."
+        return f"{where} cannot be listened on: {advice}"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.strerror}: {error.filename}"
+    return None
+
+
+_LISTENING = {
+    errno.EADDRINUSE: "another process listens there. Stop that one, or choose another port.",
+    errno.EACCES: "ports below 1024 need the capability CAP_NET_BIND_SERVICE. Choose a higher one, or grant it.",
+    errno.EADDRNOTAVAIL: "this machine has no such address. Say with --listen one that it has, or 0.0.0.0 for all.",
+}
+
+
+def _end_with_status_1() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)

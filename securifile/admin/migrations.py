@@ -17,6 +17,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from securifile.model.interfaces import ISql
+from securifile.process import CannotStart
 from securifile.sql.dialects import POSTGRESQL, SQLITE
 
 # What tables.py calls a type, and what each engine calls it.
@@ -33,7 +34,7 @@ _TABLE = "CREATE TABLE IF NOT EXISTS migrations (number BIGINT PRIMARY KEY, name
 _log = Logger()
 
 
-class DatabaseTooNew(Exception):
+class DatabaseTooNew(CannotStart):
     """The database was made by a newer release, whose tables this one does not know. Start the newer release."""
 
 

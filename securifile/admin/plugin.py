@@ -10,24 +10,23 @@ from typing import Any
 from twisted.application.service import IService
 from twisted.python import usage
 
+from securifile.audit.console import readable_console
 from securifile.model.servers import check_server_name
+from securifile.process import check_public
 
 
 def _port(text: str) -> int:
-    port = int(text)
-    if not 1 <= port <= 65535:
-        raise ValueError("a port is a number from 1 to 65535")
-    return port
-
-
-_port.coerceDoc = "Must be a number from 1 to 65535."  # type: ignore[attr-defined]
+    # A ValueError of `int` would be about bases; twistd shows a UsageError as it is.
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise usage.UsageError(f"{text!r} is no port: a number from 1 to 65535")
+    return int(text)
 
 
 class StatusOptions(usage.Options):
     """`status`: print the table of servers and exit."""
 
     longdesc = "Prints the servers of the cluster with their status, as the admin server that runs with this data folder knows them."
-    optParameters = [["data", "d", "admin", "The data folder of the admin server."]]
+    optParameters = [["data", "d", None, "The data folder of the admin server."]]
 
 
 class Options(usage.Options):
@@ -52,7 +51,8 @@ class Options(usage.Options):
     subCommands = [["status", None, StatusOptions, "Print the table of servers and exit."]]
 
     def postOptions(self) -> None:
-        """Check what the options say together."""
+        """Check what the options say together. Raises `usage.UsageError` saying what to do."""
+        readable_console(self)
         if self.subCommand is not None:
             return
         try:
@@ -63,6 +63,7 @@ class Options(usage.Options):
             self["public"] = self["listen"]
         if self["public"] in ("0.0.0.0", "::", ""):
             raise usage.UsageError("--public: say under which name or address others reach this server; it listens on all addresses")
+        check_public(self["public"])
         ports = [self["https-port"], self["protocol-port"], self["syslog-port"]]
         if len(set(ports)) < len(ports):
             raise usage.UsageError("--https-port, --protocol-port and --syslog-port must be three different ports")
@@ -73,7 +74,8 @@ def makeService(options: Options) -> IService:
     if options.subCommand == "status":
         # Not in this process: twistd takes whatever is printed here for its log.
         chosen: Any = options.subOptions
-        raise SystemExit(subprocess.call([sys.executable, "-m", "securifile.client", "--operator", chosen["data"], "status"]))
+        data = chosen["data"] or options["data"]
+        raise SystemExit(subprocess.call([sys.executable, "-m", "securifile.client", "--operator", data, "status"]))
     from securifile.admin.service import AdminOptions, make_service
 
     return make_service(

@@ -46,6 +46,8 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
+from securifile.process import CannotStart
+
 ROLE = "securifile"
 DATABASE = "postgres"
 
@@ -108,7 +110,7 @@ _LINE = re.compile(r"^(?P<pid>\d+) (?P<severity>[A-Z]+\d?):  (?P<text>.*)$")
 _LEVELS = {"WARNING": LogLevel.warn, "ERROR": LogLevel.warn, "FATAL": LogLevel.warn, "PANIC": LogLevel.critical}
 
 
-class PostgresFailed(Exception):
+class PostgresFailed(CannotStart):
     """The embedded PostgreSQL cannot be prepared or started; the message says why, with its last words."""
 
 

@@ -60,7 +60,7 @@ from securifile.model.facts import Change, Fact, Server, ServerGone
 from securifile.model.ids import Position
 from securifile.model.servers import HostPort, ServerKind, Status
 from securifile.model.settings import ClusterSettings
-from securifile.process import run_on_monotonic_time, say_gone, say_ready, take_folder, write_json
+from securifile.process import CannotStart, run_on_monotonic_time, say_gone, say_ready, stop_unstarted, take_folder, write_json
 from securifile.protocol import messages as m
 from securifile.protocol import tls
 from securifile.protocol.bulk import BulkPool
@@ -133,11 +133,7 @@ class AdminService(Service):
     def _failed(self, failure: Any) -> None:
         if failure.check(CancelledError):
             return
-        self._log.failure("the admin server cannot start: {problem}", failure, problem=failure.getErrorMessage())
-        if self._reactor.running:
-            self._reactor.stop()
-        else:
-            self._reactor.callWhenRunning(self._reactor.stop)
+        stop_unstarted(self._reactor, self._log, "the admin server", failure)
 
     def stopService(self) -> Deferred[None]:
         """Stop; fires when everything has ended."""
@@ -283,8 +279,8 @@ class AdminService(Service):
                 self._log.warn("waiting for the database: {problem}", problem=str(error))
                 await deferLater(self._reactor, DATABASE_RETRY_S)
         if catalogue.roster.cluster != authority.cluster:
-            raise RuntimeError(
-                f"The database belongs to cluster {catalogue.roster.cluster}, and {options.data / 'ca'} to {authority.cluster}."
+            raise CannotStart(
+                f"the database belongs to cluster {catalogue.roster.cluster}, and {options.data / 'ca'} to {authority.cluster}."
                 " Copy the folder ca of an admin server of that cluster here, or use another database."
             )
         return catalogue, authority
@@ -292,7 +288,13 @@ class AdminService(Service):
     def _authority(self) -> Authority:
         folder = self._options.data / "ca"
         if folder.is_dir():
-            return Authority.load(str(folder))
+            try:
+                return Authority.load(str(folder))
+            except (OSError, ValueError) as error:
+                raise CannotStart(
+                    f"the certificate authority in {folder} cannot be read: {error}. Put the folder back from a backup;"
+                    " without it no server of this cluster can get a certificate."
+                ) from error
         return Authority.create(str(folder), f"c{secrets.token_hex(6)}", time.time())
 
     # --- identity ---

@@ -1,21 +1,43 @@
 """Log events for a person at a terminal: one line each, tracebacks indented below.
 
-    2026-11-21T09:57:43.250 info  securifile.node.service: node node-1 serves people at https://…
+    2026-11-21T09:57:43.250Z info  securifile.node.service: node node-1 serves people at https://…
 
 What an event says may come from anybody, a path from the network for instance: control characters are escaped, so that
-nobody forges a line or moves the cursor.
+nobody forges a line or moves the cursor. Events of the debug level, and Twisted's "Starting factory", are for us and not shown.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 from datetime import UTC, datetime
 from typing import TextIO
 
-from twisted.logger import ILogObserver, LogEvent, eventAsText
+from twisted.logger import ILogObserver, LogEvent, LogLevel, eventAsText
+from twisted.python import usage
 from zope.interface import implementer
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+_OF_FACTORIES = ("Starting factory {factory!r}", "Stopping factory {factory!r}")
+"""Formats of what Twisted's factories say unless each of them is told not to: an address in memory, to nobody's use."""
+
+
+def readable_console(options: usage.Options) -> None:
+    """Let `twistd -n` log like this to standard output, unless its own options say where and how to log.
+
+    Args:
+        options: those of a plugin, from its `postOptions`: twistd makes its logger afterwards, from the options one level up.
+    """
+    twistd = options.parent
+    if twistd is None or not twistd.get("nodaemon") or any(twistd.get(said) for said in ("logger", "logfile", "syslog")):
+        return
+    twistd["logger"] = f"{__name__}.{console.__name__}"
+
+
+def console() -> ILogObserver:
+    """What `twistd -n` logs with: a readable observer on standard output."""
+    return readable_observer(sys.stdout)
 
 
 def readable_observer(out: TextIO) -> ILogObserver:
@@ -29,6 +51,8 @@ class _Readable:
         self._out = out
 
     def __call__(self, event: LogEvent) -> None:
+        if event.get("log_level") is LogLevel.debug or event.get("log_format") in _OF_FACTORIES:
+            return
         self._out.write(readable(event))
         self._out.flush()
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import attrs
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
@@ -404,6 +404,7 @@ class Keeper(Service):
         """Open the file. What is offered before waits."""
         super().startService()  # type: ignore[no-untyped-call]
         self._opened = Deferred.fromCoroutine(self._open())
+        self._opened.addErrback(lambda failure: failure.trap(CancelledError) and None)
         self._opened.addErrback(lambda failure: self._log.failure("the audit file cannot be opened", failure=failure))
 
     async def _open(self) -> None:

@@ -831,6 +831,10 @@ class HttpFactory(ServerFactory):
     noisy = False
     displayTracebacks = False
 
+    def logPrefix(self) -> str:
+        """What `twistd` says listens on the port."""
+        return "HTTP"
+
     def __init__(
         self,
         resource: Any,

@@ -25,7 +25,7 @@ from zope.interface import implementer
 from securifile.certificates.identity import Identity, TrustAnchors, make_csr, new_key
 from securifile.certificates.join import JoinToken
 from securifile.model.servers import HostPort
-from securifile.process import write_json
+from securifile.process import CannotStart, write_json
 
 ANSWER_S = 15.0
 """How long an admin server may take to sign."""
@@ -33,7 +33,7 @@ ANSWER_S = 15.0
 MEMBERSHIP = "node.json"
 
 
-class EnrolmentFailed(Exception):
+class EnrolmentFailed(CannotStart):
     """The node could not join. The message says why; most often a new token is needed (securifile node invite NAME)."""
 
 

@@ -8,23 +8,24 @@ from typing import Any
 from twisted.application.service import IService
 from twisted.python import usage
 
+from securifile.audit.console import readable_console
 from securifile.certificates.join import JoinToken
 from securifile.node.blobs import RESERVE_BYTES
 from securifile.node.service import NodeOptions, NodeService
-from securifile.process import run_on_monotonic_time
+from securifile.process import check_public, run_on_monotonic_time
 
 
 def _port(text: str) -> int:
-    number = int(text)
-    if not 1 <= number <= 65535:
-        raise ValueError(f"{text} is no port: 1 to 65535")
-    return number
+    # A ValueError of `int` would be about bases; twistd shows a UsageError as it is.
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise usage.UsageError(f"{text!r} is no port: a number from 1 to 65535")
+    return int(text)
 
 
 class Options(usage.Options):
     """What a node is told on its command line; everything else it learns from the catalogue."""
 
-    synopsis = "[--data DIR] [--join TOKEN] [options]"
+    synopsis = "[--data DIR] [--join-file FILE] [options]"
     longdesc = (
         "A storage node of SecuriFile. The first start needs a join token, which an administrator makes with"
         " `securifile node invite NAME`; later starts find everything in the data folder."
@@ -34,7 +35,7 @@ class Options(usage.Options):
         ["join", None, None, "Join token, for the first start."],
         ["join-file", None, None, "File with the join token (keeps it out of the list of processes)."],
         ["listen", None, "0.0.0.0", "Address to listen on."],
-        ["public", None, None, "Host name or address under which people and peers reach this node [default: the one of --listen]."],
+        ["public", None, None, "Host name or address under which people and peers reach this node; --listen if it is not given."],
         ["https-port", None, 9443, "Port for people.", _port],
         ["protocol-port", None, 9444, "Port for other servers.", _port],
         ["reserve-bytes", None, RESERVE_BYTES, "Bytes of the disk left free for index and audit spool.", int],
@@ -43,12 +44,16 @@ class Options(usage.Options):
 
     def postOptions(self) -> None:
         """Check what belongs together. Raises `usage.UsageError` saying what to do."""
+        readable_console(self)
         if self["join"] is not None and self["join-file"] is not None:
-            raise usage.UsageError("Give --join or --join-file, not both.")
+            raise usage.UsageError("give --join or --join-file, not both")
         if self["public"] is None:
             if self["listen"] in ("0.0.0.0", "::"):
-                raise usage.UsageError("Say with --public under which name or address this node is reached.")
+                raise usage.UsageError("--public: say under which name or address others reach this node; it listens on all addresses")
             self["public"] = self["listen"]
+        check_public(self["public"])
+        if self["https-port"] == self["protocol-port"]:
+            raise usage.UsageError("--https-port and --protocol-port must be two different ports")
         self["token"] = self._token()
 
     def _token(self) -> JoinToken | None:
@@ -57,7 +62,7 @@ class Options(usage.Options):
             try:
                 text = Path(self["join-file"]).read_text("utf-8")
             except OSError as error:
-                raise usage.UsageError(f"The join token cannot be read: {error}") from error
+                raise usage.UsageError(f"--join-file: {error.strerror}: {error.filename}") from error
         if text is None:
             return None
         try:

@@ -41,7 +41,7 @@ from securifile.node.enrolment import Enrolment, Membership
 from securifile.node.index import Index
 from securifile.node.node_api import NodeContents, node_app, node_metrics
 from securifile.node.worker import ThreadWorker
-from securifile.process import say_gone, say_ready, take_folder
+from securifile.process import CannotStart, say_gone, say_ready, stop_unstarted, take_folder
 from securifile.protocol.connection import PeerIdentity
 from securifile.protocol.messages import RenewCertificate, RenewedCertificate
 from securifile.protocol.sniff import http_answer, plain_only, tls_only
@@ -101,8 +101,7 @@ class NodeService(Service):
 
     def _cannot_start(self, failure: Any) -> None:
         if self.running:
-            self._log.failure("the node cannot start", failure)
-            self._reactor.stop()
+            stop_unstarted(self._reactor, self._log, "the node", failure)
 
     async def _stop(self) -> None:
         if self._starting is not None:
@@ -193,8 +192,9 @@ class NodeService(Service):
             return Identity.load(str(folder)), Membership.load(folder)
         except FileNotFoundError:
             if self._options.join is None:
-                raise SystemExit(
-                    f"{folder} belongs to no node yet. Make a token (securifile node invite NAME) and start once with --join TOKEN."
+                raise CannotStart(
+                    f"{folder} belongs to no node yet. An administrator makes a join token for it (securifile node invite NAME);"
+                    " start it once with --join TOKEN or --join-file FILE."
                 ) from None
         hosts = list(dict.fromkeys((self._options.public, *(("127.0.0.1", "localhost") if self._options.listen == "127.0.0.1" else ()))))
         return await Enrolment(self._reactor, folder).join(self._options.join, url, address, hosts)

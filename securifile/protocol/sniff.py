@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import attrs
+from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.interfaces import IAddress, IProtocolFactory
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
@@ -20,6 +21,7 @@ from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
 
 from securifile.model.errors import Code
+from securifile.model.servers import HostPort
 from securifile.protocol.connection import goodbye_frame
 from securifile.protocol.messages import Refused
 
@@ -72,7 +74,7 @@ class _Sniffer(ProtocolWrapper):
             self.wrappedProtocol.dataReceived(data)
             return
         transport: Any = self.transport
-        self.factory.verdict.log(str(transport.getPeer()))
+        self.factory.verdict.log(address_of(transport))
         # What else the stranger says is read and forgotten, so that it gets the answer instead of a reset.
         self.dataReceived = _forget  # type: ignore[method-assign]
         transport.unregisterProducer()
@@ -83,6 +85,16 @@ class _Sniffer(ProtocolWrapper):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.dataReceived = _forget  # type: ignore[method-assign]
         super().connectionLost(reason)  # type: ignore[no-untyped-call]
+
+
+def address_of(transport: Any) -> str:
+    """Where the other end of a connection is, as people write it: 192.0.2.7:9444."""
+    return address_words(transport.getPeer())
+
+
+def address_words(address: IAddress | None) -> str:
+    """An address as people write it."""
+    return str(HostPort(address.host, address.port)) if isinstance(address, IPv4Address | IPv6Address) else str(address)
 
 
 def _forget(data: bytes) -> None:
@@ -100,6 +112,11 @@ class _Sniffing(WrappingFactory[_Sniffer]):
         self.wants_tls = wants_tls
         self.verdict = verdict
 
+    def logPrefix(self) -> str:
+        # What is behind it: that somebody looks first is nothing to read in a log.
+        wrapped: Any = self.wrappedFactory
+        return str(wrapped.logPrefix())
+
     def buildProtocol(self, addr: IAddress | None) -> _Sniffer | None:  # type: ignore[override]
         # `WrappingFactory` would wrap a refusal (None), too.
         inner = self.wrappedFactory.buildProtocol(addr)
@@ -110,7 +127,7 @@ def tls_only(factory: IProtocolFactory, answer: bytes = SPEAKS_TLS_ONLY) -> Any:
     """`factory` (which must begin with TLS), with `answer` for those who speak plain text."""
 
     def heard(peer: str) -> None:
-        _log.warn("{peer} speaks plain text to a TLS port: is it running with --no-tls?", peer=peer)
+        _log.warn("{peer} speaks plain text to a TLS port: if it is a server of the cluster, start it without --no-tls", peer=peer)
 
     return _Sniffing(factory, True, Verdict(answer=answer, log=heard))
 
@@ -119,6 +136,6 @@ def plain_only(factory: IProtocolFactory, answer: bytes = SPEAKS_PLAIN_ONLY) -> 
     """`factory` (plain), closing with a line in the log on those who speak TLS."""
 
     def heard(peer: str) -> None:
-        _log.warn("{peer} speaks TLS, and this server runs with --no-tls: start both the same way", peer=peer)
+        _log.warn("{peer} speaks TLS, and this server runs with --no-tls: start all servers of the cluster the same way", peer=peer)
 
     return _Sniffing(factory, False, Verdict(answer=answer, log=heard))

@@ -22,7 +22,8 @@ from securifile.model.servers import HostPort
 from securifile.protocol.bulk import STALL_S, BulkHandlers, BulkServer
 from securifile.protocol.connection import Connection, PeerIdentity, Purpose, Side
 from securifile.protocol.rpc import Handlers, Peer
-from securifile.protocol.wire import Connector, Identify, NotAcceptable, Session, Wire, claimed
+from securifile.protocol.sniff import address_words
+from securifile.protocol.wire import Connector, Identify, NotAcceptable, NotAMember, Session, Wire, claimed
 
 CONNECTIONS_MAX = 4096
 """On one port, strangers included; beyond, new ones are closed at once."""
@@ -49,6 +50,10 @@ class ControlAndBulkFactory(Factory):
 
     noisy = False
     _log = Logger()
+
+    def logPrefix(self) -> str:
+        """What `twistd` says listens on the port."""
+        return "the protocol between servers"
 
     def __init__(
         self,
@@ -78,7 +83,7 @@ class ControlAndBulkFactory(Factory):
     def buildProtocol(self, addr: IAddress | None) -> Wire | None:
         """A connection comes in."""
         if self._closing or len(self._wires) >= CONNECTIONS_MAX:
-            self._log.warn("a connection from {peer} is closed: {open} are open", peer=str(addr), open=len(self._wires))
+            self._log.warn("a connection from {peer} is closed: {open} are open", peer=address_words(addr), open=len(self._wires))
             return None
         wire = Wire(
             clock=self._clock,
@@ -111,7 +116,7 @@ class ControlAndBulkFactory(Factory):
         if identity == self._here:
             raise NotAcceptable(f"{identity} is this server itself")
         if not self._is_member(identity):
-            raise NotAcceptable(f"{identity} is not a member of the cluster")
+            raise NotAMember(f"{identity} is not a member of the cluster, as far as this server knows")
 
     def _open(self, wire: Wire) -> Session:
         if wire.connection.purpose is Purpose.BULK:

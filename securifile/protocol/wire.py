@@ -23,7 +23,7 @@ from twisted.internet.interfaces import (
 )
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.internet.protocol import Protocol as TwistedProtocol
-from twisted.logger import Logger
+from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -39,6 +39,7 @@ from securifile.protocol.connection import (
     Side,
 )
 from securifile.protocol.messages import Refused
+from securifile.protocol.sniff import address_of
 
 HELLO_S = 5.0
 """From connecting to both hellos exchanged: a handshake takes milliseconds; strangers must not hold sockets."""
@@ -72,6 +73,10 @@ class NotAcceptable(Exception):
     def __init__(self, detail: str, code: Code = Code.NOT_A_MEMBER) -> None:
         super().__init__(detail)
         self.code = code
+
+
+class NotAMember(NotAcceptable):
+    """This server knows of no such member. While servers join, some hear of a new one before others do: no reason for a warning."""
 
 
 Identify = Callable[[ITransport], PeerIdentity | None]
@@ -223,7 +228,8 @@ class Wire(TwistedProtocol):
             self._timer.cancel()
         problem = self._problem or PeerUnreachable(f"the connection was lost: {_words(reason)}")
         if self._session is None and self._problem is None and self.connection.side is Side.SERVER:
-            self._log.info("{peer} has left before its hello: {problem}", peer=self._address(), problem=_words(reason))
+            # For us: whoever looks whether a port is open does this, and a server that means it logs the reason itself.
+            self._log.debug("{peer} has left before its hello: {problem}", peer=self._address(), problem=_words(reason))
         self._problem = problem
         waiting, self._opened = self._opened, []
         for deferred in waiting:
@@ -271,9 +277,11 @@ class Wire(TwistedProtocol):
             self._problem = PeerUnreachable(f"{self._known_name()} broke the protocol: {event.refused.detail}")
             self.close(Code(event.refused.code), event.refused.detail)
         elif isinstance(event, GoodbyeReceived):
-            self._log.info(
-                "{peer} says goodbye: {problem}", peer=self._address(), problem=event.refused.detail, server=self._known_name()
-            )
+            if self._session is not None:
+                # Before that, it is the reason why it cannot be connected to, and whoever wants to connect says so.
+                self._log.info(
+                    "{server} says goodbye: {problem}", server=self._known_name(), problem=event.refused.detail, peer=self._address()
+                )
             self._problem = PeerUnreachable(f"{self._known_name()} closed the connection: {event.refused.detail}")
             self._closing = True
             self._restart_timer(LINGER_S, self.cut)
@@ -303,7 +311,8 @@ class Wire(TwistedProtocol):
             deferred.callback(None)
 
     def _refuse(self, problem: NotAcceptable) -> None:
-        self._log.warn("{peer} is refused: {problem}", peer=self._address(), problem=str(problem), server=self._known_name())
+        level = LogLevel.info if isinstance(problem, NotAMember) else LogLevel.warn
+        self._log.emit(level, "{peer} is refused: {problem}", peer=self._address(), problem=str(problem), server=self._known_name())
         self._problem = PeerUnreachable(str(problem))
         self.close(problem.code, str(problem))
 
@@ -320,7 +329,7 @@ class Wire(TwistedProtocol):
         self._timer = self.clock.callLater(delay_s, action)
 
     def _address(self) -> str:
-        return str(self._transport.getPeer())
+        return address_of(self._transport)
 
     def _known_name(self) -> str:
         if self.connection.peer is not None:

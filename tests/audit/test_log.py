@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel, LogPublisher
+from twisted.python import usage
+from twisted.scripts._twistd_unix import ServerOptions
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from securifile.audit.console import readable, readable_observer
+from securifile.audit.console import console, readable, readable_console, readable_observer
 from securifile.audit.memory import MemoryAudit
 from securifile.audit.records import parse_message, record_of
 from securifile.audit.spool import Spool
@@ -116,3 +118,43 @@ def test_traceback() -> None:
 def test_odd_events(event: dict[str, object]) -> None:
     """Events that nobody should send are still a line."""
     assert readable(event).endswith("\n")
+
+
+def test_what_is_not_shown() -> None:
+    """Details for those who write the program, and factories that say they exist, are not for the console."""
+    out = io.StringIO()
+    logger = Logger(namespace="t", observer=LogPublisher(readable_observer(out)))
+    logger.debug("a detail")
+    logger.info("Starting factory {factory!r}", factory=object())
+    assert out.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "is_ours"),
+    [
+        (["-n"], True),
+        (["-n", "--logfile", "x"], False),
+        (["-n", "--syslog"], False),
+        (["-n", "--logger", "twisted.logger.jsonFileLogObserver"], False),
+        ([], False),
+    ],
+)
+def test_who_decides(given: list[str], is_ours: bool) -> None:
+    """`twistd -n` logs readably, unless its own options say where and how; a daemon has no console."""
+
+    class Plugin(usage.Options):
+        def postOptions(self) -> None:
+            readable_console(self)
+
+    class Twistd(ServerOptions):
+        @property
+        def subCommands(self) -> list[tuple[str, None, type[usage.Options], str]]:
+            return [("plugin", None, Plugin, "")]
+
+        @subCommands.setter
+        def subCommands(self, value: object) -> None:
+            pass
+
+    options = Twistd()  # type: ignore[no-untyped-call]
+    options.parseOptions([*given, "plugin"])  # type: ignore[no-untyped-call]
+    assert (options["logger"] is console) == is_ours
