@@ -30,6 +30,9 @@ from securifile.protocol import messages as m
 ROUND_S = 10.0
 """How often: what waits here only takes space."""
 
+LOOKED_AT_ONCE = 100
+"""Blobs looked up in the index before others get their turn: a few milliseconds."""
+
 STAGED_ROUNDS = 30
 """Rounds for which a staged blob is left alone: its upload may be under way still, at most so long between sealing and commit."""
 
@@ -78,17 +81,17 @@ class Housekeeping:
             running.cancel()
 
     async def _run(self) -> None:
-        for sidecar in await self._blobs.sidecars():
-            if sidecar.committed_at is None or not await self._index.names(sidecar.attempt):
-                self._staged[sidecar.attempt] = 0
         rounds = 0
+        looked_at: int | None = None
         while True:
-            await deferLater(self._clock, ROUND_S)
-            rounds += 1
             try:
+                if looked_at != self._index.snapshots:
+                    snapshots = self._index.snapshots
+                    await self._look_at_all()
+                    looked_at = snapshots
                 await self._note_commits()
                 await self._drop_superseded()
-                if rounds % STAGED_ROUNDS == 0:
+                if rounds and rounds % STAGED_ROUNDS == 0:
                     await self._find_staged()
                 await self._ask_about_staged()
             except CancelledError:
@@ -98,6 +101,20 @@ class Housekeeping:
             except Exception:
                 # The index held by another process, a bug: no reason to let the disk fill up from now on.
                 self._log.failure("housekeeping goes on in the next round")
+            await deferLater(self._clock, ROUND_S)
+            rounds += 1
+
+    async def _look_at_all(self) -> None:
+        """At the start, and after a snapshot: find the blobs whose end this node was not told of."""
+        for number, sidecar in enumerate(await self._blobs.sidecars(), 1):
+            if sidecar.committed_at is None or not await self._is_known(sidecar.attempt):
+                self._staged.setdefault(sidecar.attempt, 0)
+            if number % LOOKED_AT_ONCE == 0:
+                await deferLater(self._clock, 0)
+
+    async def _is_known(self, attempt: AttemptId) -> bool:
+        """Whether it is current, or was and is kept for its readers."""
+        return await self._index.names(attempt) or await self._index.is_superseded(attempt)
 
     async def _note_commits(self) -> None:
         for attempt, (version, position) in list(self._committed.items()):
@@ -132,6 +149,10 @@ class Housekeeping:
             if await self._index.names(attempt):
                 if sidecar.committed_at is None:
                     self._committed[attempt] = (sidecar.version, self._index.position)
+                self._staged.pop(attempt)
+                continue
+            if await self._index.is_superseded(attempt):
+                # It has its own time to go.
                 self._staged.pop(attempt)
                 continue
             self._staged[attempt] = rounds + 1

@@ -83,6 +83,8 @@ class Index:
         self._ahead: dict[int, f.Change] = {}
         self._recent: deque[f.Change] = deque(maxlen=RECENT_MAX)
         self.position = BEGINNING
+        self.snapshots = 0
+        """How many snapshots were taken since the start: each may have left out what this node still has on its disk."""
 
     @property
     def sql(self) -> Any:
@@ -222,7 +224,9 @@ class Index:
         every = list(facts)
         members = {fact.name for fact in every if isinstance(fact, f.Server)}
         # Listeners hear of what there is; of servers they must hear, too, which are members no more.
-        gone = [f.ServerGone(name=name) for (name,) in await self.sql.query("SELECT name FROM servers ORDER BY name") if name not in members]
+        gone = [
+            f.ServerGone(name=name) for (name,) in await self.sql.query("SELECT name FROM servers ORDER BY name") if name not in members
+        ]
 
         async def write(sql: Any) -> None:
             for table in (*FACT_TABLE_NAMES, "stamps"):
@@ -232,6 +236,7 @@ class Index:
             await sql.execute("UPDATE watermark SET epoch = :epoch, revision = :revision", attrs.asdict(position))
 
         await self._database.transact("take a snapshot", write)
+        self.snapshots += 1
         self._recent.clear()
         self._ahead.clear()
         self._moved(position, [*gone, *every])
@@ -285,6 +290,10 @@ class Index:
         """Attempts that stopped being current before `wall`."""
         rows = await self.sql.query("SELECT attempt FROM superseded WHERE since <= :wall ORDER BY since LIMIT 1000", {"wall": wall})
         return [AttemptId(bytes(row[0])) for row in rows]
+
+    async def is_superseded(self, attempt: AttemptId) -> bool:
+        """Whether it is noted that this attempt was current once and is not any more."""
+        return bool(await self.sql.query("SELECT 1 FROM superseded WHERE attempt = :attempt", {"attempt": attempt.value}))
 
     async def forget_superseded(self, attempt: AttemptId) -> None:
         """Its blob is gone from the disk."""
