@@ -76,7 +76,8 @@ class Feed:
                 link = self._link(name)
                 if link is not None and link.peer is not None and link.connected:
                     followed = await self._follow(link.peer)
-                    break
+                    if followed:
+                        break
             if not followed:
                 await deferLater(self._clock, RETRY_S)
 
