@@ -176,7 +176,9 @@ class Watch:
             self.opinions, {name: self.heartbeats.status_of(name) for name in names}
         )
         for change in entered.answer:
-            self._log.info("{server} is {after}, was {before}", server=change.server, before=change.before, after=change.after)
+            self._log.info(
+                "the cluster holds {server} for {after} now, was {before}", server=change.server, before=change.before, after=change.after
+            )
             self._note("status", change.server, f"{change.before} -> {change.after}")
 
     def _not_judged(self, failure: Any) -> None:

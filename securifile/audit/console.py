@@ -61,7 +61,10 @@ def readable(event: LogEvent) -> str:
     """One line with its end, and one indented line for each of a traceback. Never raises, as observers must not."""
     words = eventAsText(event, includeTraceback=False, includeTimestamp=False, includeSystem=False)
     level = getattr(event.get("log_level"), "name", "-")
-    line = f"{_moment(event.get('log_time'))} {level:<5} {_plain(str(event.get('log_namespace', '-')))}: {_plain(words)}\n"
+    source = str(event.get("log_namespace", "-"))
+    if source == "log_legacy":
+        source = "twisted"  # what it says there of ports, in the way of old
+    line = f"{_moment(event.get('log_time'))} {level:<5} {_plain(source)}: {_plain(words)}\n"
     failure = event.get("log_failure")
     if failure is None:
         return line

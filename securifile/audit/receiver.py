@@ -34,6 +34,12 @@ CONNECTIONS_MAX = 1024
 class AuditReceiver(Factory):
     """Makes a `Receiving` for each connection."""
 
+    noisy = False
+
+    def logPrefix(self) -> str:
+        """What `twistd` says listens on the port."""
+        return "syslog for audit records"
+
     def __init__(
         self,
         keeper: Keeper,

@@ -30,7 +30,8 @@ _LOOK_S = 0.3
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo; the exit status of the command."""
     options = _options(arguments)
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    # Ctrl-C too: a shell without job control starts what runs in the background with SIGINT ignored.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _as_ctrl_c)
     cluster: LocalCluster | None = None
     try:

@@ -32,10 +32,13 @@ def is_free(port: int) -> bool:
 
 
 def usual(kind: str, number: int) -> Iterator[dict[str, int]]:
-    """The ports of the design for the `number`th server (from 1) of a kind; then, while they are taken, 1000 higher each time."""
+    """The ports of the design for the `number`th server (from 1) of a kind; then, while they are taken, 2000 higher each time.
+
+    Not 1000: the admin server of one cluster would take the port of another's node that is down for a moment, and be called by its peers.
+    """
     base = ADMIN_PORTS if kind == "admin" else NODE_PORTS
-    for thousand in count():
-        yield {use: port + NODE_PORT_STEP * (number - 1) + 1000 * thousand for use, port in base.items()}
+    for higher in count(step=2000):
+        yield {use: port + NODE_PORT_STEP * (number - 1) + higher for use, port in base.items()}
 
 
 def anywhere(kind: str, number: int) -> Iterator[dict[str, int]]:

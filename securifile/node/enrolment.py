@@ -166,6 +166,7 @@ class Enrolment:
         anchors.save(str(self._folder))
         identity.save(str(self._folder))
         membership.save(self._folder)
+        self._log.info("joined cluster {cluster} as node {name}", cluster=membership.cluster, name=membership.name)
         return identity, membership
 
     async def _ask(self, agent: Agent, method: bytes, url: str, body: dict[str, Any] | None) -> tuple[int, dict[str, Any]]:

@@ -140,5 +140,5 @@ class Heartbeats:
     def _think(self, name: str, before: Pulse, after: Pulse) -> None:
         self._pulses[name] = after
         if after.status is not before.status:
-            self._log.info("{server} is held for {after}, was {before}", server=name, before=before.status, after=after.status)
+            self._log.info("{server} looks {after} from here, was {before}", server=name, before=before.status, after=after.status)
             self._judged(name, before.status, after.status)

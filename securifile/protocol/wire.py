@@ -6,6 +6,7 @@ The wire owns the socket; the session owns the meaning.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
@@ -277,8 +278,8 @@ class Wire(TwistedProtocol):
             self._problem = PeerUnreachable(f"{self._known_name()} broke the protocol: {event.refused.detail}")
             self.close(Code(event.refused.code), event.refused.detail)
         elif isinstance(event, GoodbyeReceived):
-            if self._session is not None:
-                # Before that, it is the reason why it cannot be connected to, and whoever wants to connect says so.
+            if self._session is not None and event.refused.code != Code.SHUTTING_DOWN.value:
+                # Without a session it is the reason why there is none, and whoever wants to connect says so.
                 self._log.info(
                     "{server} says goodbye: {problem}", server=self._known_name(), problem=event.refused.detail, peer=self._address()
                 )
@@ -337,6 +338,12 @@ class Wire(TwistedProtocol):
         return str(self._certified or "the other end")
 
 
+def _why(error: Exception) -> str:
+    """Why a connection did not come about: for what the system says, its words alone."""
+    number = getattr(error, "osError", None)
+    return os.strerror(number) if isinstance(number, int) else str(error)
+
+
 def _words(reason: Failure) -> str:
     """What a person can read of why a connection was lost; OpenSSL hides it in a list of tuples."""
     arguments = reason.value.args if reason.value is not None else ()
@@ -380,7 +387,7 @@ async def open_wire(endpoint: IStreamClientEndpoint, wire: Wire, timeout_s: floa
             raise CancelledError() from None
         raise PeerUnreachable(f"no connection within {timeout_s:g} s") from None
     except Exception as error:
-        raise PeerUnreachable(f"no connection: {error}") from None
+        raise PeerUnreachable(f"no connection: {_why(error)}") from None
     finally:
         if late.active():
             late.cancel()

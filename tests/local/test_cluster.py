@@ -88,12 +88,12 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
 
 
 def test_the_usual_ports_are_those_of_the_design() -> None:
-    """Admin server 8443, 8444, 6514; nodes from 9443 in steps of ten; 1000 higher when taken."""
+    """Admin server 8443, 8444, 6514; nodes from 9443 in steps of ten; 2000 higher when taken, so that nodes never get what is an admin server's."""
     assert next(usual("admin", 1)) == {"https": 8443, "protocol": 8444, "syslog": 6514}
     assert next(usual("node", 2)) == {"https": 9453, "protocol": 9454}
     later = usual("node", 1)
     next(later)
-    assert next(later) == {"https": 10443, "protocol": 10444}
+    assert next(later) == {"https": 11443, "protocol": 11444}
 
 
 def test_a_failed_start_leaves_nothing_running(tmp_path: Path) -> None:
