@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from klein import Klein
 
-from securifile.admin.backend import AdminBackend
-from securifile.admin.catalogue import Catalogue
+from securifile.admin.composition import Admin
+from securifile.admin.operations_api import OperationsApi
 from securifile.admin.people_api import PeopleApi
 from securifile.admin.requests import administrator
 from securifile.admin.servers_api import ServersApi
-from securifile.admin.watch import Watch
 from securifile.http.channel import Request
 from securifile.http.exchange import Access, Streamed
 from securifile.http.routing import klein_problems
@@ -24,27 +23,25 @@ from securifile.model.servers import Status
 class AdminApi:
     """Everything that an admin server answers over HTTP."""
 
-    def __init__(
-        self,
-        *,
-        shared: SharedApi,
-        people: PeopleApi,
-        servers: ServersApi,
-        backend: AdminBackend,
-        catalogue: Catalogue,
-        watch: Watch,
-        followers: Callable[[], Mapping[str, Any]],
-    ) -> None:
-        """Args:
-        followers: how far each node that follows this server is.
-        """
-        self._shared = shared
-        self._people = people
-        self._servers = servers
-        self._backend = backend
-        self._catalogue = catalogue
-        self._watch = watch
-        self._followers = followers
+    def __init__(self, admin: Admin) -> None:
+        self._backend, self._catalogue, self._watch, self._followers = admin.backend, admin.catalogue, admin.watch, admin.followers
+        self._shared = SharedApi(
+            clock=admin.world.clock,
+            backend=admin.backend,
+            authenticator=admin.authenticator,
+            lookup=admin.lookup,
+            contents=admin.contents,
+        )
+        self._people = PeopleApi(backend=admin.backend, catalogue=admin.catalogue, random=admin.world.random)
+        self._operations = OperationsApi(backend=admin.backend, catalogue=admin.catalogue, peers=admin.peers)
+        self._servers = ServersApi(
+            backend=admin.backend,
+            catalogue=admin.catalogue,
+            watch=admin.watch,
+            nodes=admin.nodes,
+            authority=admin.authority,
+            tls=admin.me.tls,
+        )
 
     def resource(self) -> Any:
         """The `IResource`."""
@@ -54,6 +51,7 @@ class AdminApi:
         self._shared.register(app)
         self._people.register(app, self._shared)
         self._servers.register(app, self._shared)
+        self._operations.register(app, self._shared)
         self._shared.route(app, "/metrics", "GET", "metrics", self._metrics)
         return app.resource()
 
@@ -76,7 +74,7 @@ class AdminApi:
     def _metrics_text(self) -> str:
         """Prometheus' text format, version 0.0.4."""
         roster = self._catalogue.roster
-        followers = self._followers()
+        followers = self._followers.positions
         revision = self._catalogue.ledger.position.revision
         lines = [
             "# HELP securifile_database_up Whether the database answered when it was last asked.",

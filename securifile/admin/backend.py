@@ -222,6 +222,8 @@ class NodeHandlers:
             m.SignIn: self._answering(lambda peer, asked: people.sign_in(asked.username, asked.password, asked.peer)),
             m.SignOut: self._answering(lambda peer, asked: people.sign_out(asked.token_hash)),
             m.CheckPassword: self._check_password,
+            m.CopyMade: self._answering(lambda peer, asked: files.copy_made(asked, peer.identity.name)),
+            m.CopyBad: self._answering(lambda peer, asked: files.copy_bad(asked, peer.identity.name)),
             m.RenewCertificate: self._answering(self._renew),
         }
 

@@ -218,6 +218,29 @@ class Files:
         found: m.Outcome = await self._ledger.database.read(ask)
         return found
 
+    # --- copies ---
+
+    def copy_made(self, asked: m.CopyMade, node: str) -> Deferred[m.Done]:
+        """Note that a node has the blob that it was to have."""
+        return Deferred.fromCoroutine(self._set_copy(asked.file, asked.attempt, node, durable=True))
+
+    def copy_bad(self, asked: m.CopyBad, node: str) -> Deferred[m.Done]:
+        """Note that a node's copy cannot be used: it is pending again."""
+        return Deferred.fromCoroutine(self._set_copy(asked.file, asked.attempt, node, durable=False))
+
+    async def _set_copy(self, id_: EntryId, attempt: AttemptId, node: str, *, durable: bool) -> m.Done:
+        async def decide(sql: Any, position: Position) -> Decision[None]:
+            file = await directory.file_by_attempt(sql, id_, attempt)
+            if file is None:
+                return Decision(facts=(), answer=None)
+            copies = tuple(attrs.evolve(copy, durable=durable) if copy.node == node else copy for copy in file.version.copies)
+            if copies == file.version.copies:
+                return Decision(facts=(), answer=None)
+            return Decision(facts=(attrs.evolve(file, version=attrs.evolve(file.version, copies=copies)),), answer=None)
+
+        await self._ledger.enter("set copy", decide)
+        return m.Done()
+
     # --- folders, deletes, moves, rights ---
 
     def act(self, asked: m.MakeFolder | m.Delete | m.Move | m.SetGrant) -> Deferred[m.Acted]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -197,25 +197,55 @@ class Members:
     # --- status ---
 
     def judge(
-        self, opinions: Mapping[tuple[str, str], Status], admins: Mapping[str, Status]
+        self, opinions: Mapping[tuple[str, str], Status], admins: Mapping[str, Status], boots: Mapping[str, str]
     ) -> Deferred[Entered[tuple[StatusChange, ...]]]:
         """Take the observers' opinions, keep the matrix, and change the summary where they demand it.
 
         Args:
             opinions: (observer, subject) -> status, of every node that reports.
             admins: what the admin servers' own heartbeats say of each node.
+            boots: the life of each node's process, by its last heartbeat.
         """
 
         async def decide(sql: Any, position: Position) -> Decision[tuple[StatusChange, ...]]:
             servers = {server.name: server for server in await directory.servers(sql, ServerKind.NODE)}
             held = {name: server.status for name, server in servers.items()}
             known = {pair: status for pair, status in opinions.items() if set(pair) <= set(servers)}
-            after = summarise(held, known, {name: status for name, status in admins.items() if name in servers})
+            own = {name: status for name, status in admins.items() if name in servers}
+            after = summarise(held, known, own, absent(servers.values(), boots))
             changed = [name for name in sorted(held) if after[name] is not held[name]]
             facts: tuple[Fact, ...] = tuple(attrs.evolve(servers[name], status=after[name]) for name in changed)
             return Decision(facts=facts, answer=tuple(StatusChange(server=name, before=held[name], after=after[name]) for name in changed))
 
         return self._ledger.enter("judge", decide)
+
+    def rejoined(self, name: str, boot: str, good: bool) -> Deferred[Entered[tuple[StatusChange, ...]]]:
+        """A returning node was verified: admit this life of it, or hold it for failed. Nothing, if it is not `down` any more."""
+
+        async def decide(sql: Any, position: Position) -> Decision[tuple[StatusChange, ...]]:
+            server = await directory.server(sql, name)
+            if server is None or server.status is not Status.DOWN or server.offline:
+                return Decision(facts=(), answer=())
+            fact = attrs.evolve(server, boot=boot, status=Status.RUNNING if good else Status.FAILED)
+            return Decision(facts=(fact,), answer=(StatusChange(server=name, before=server.status, after=fact.status),))
+
+        return self._ledger.enter("rejoined", decide)
+
+    def set_offline(self, name: str, offline: bool) -> Deferred[Entered[tuple[StatusChange, ...]]]:
+        """Take a node offline, or let it return: either way it is `down` until it has been verified. Raises `Refusal`."""
+
+        async def decide(sql: Any, position: Position) -> Decision[tuple[StatusChange, ...]]:
+            server = await directory.server(sql, name)
+            if server is None or server.kind is not ServerKind.NODE:
+                raise Refusal(Code.NOT_FOUND, f"There is no node {name}.")
+            if not offline and server.status is Status.RUNNING:
+                return Decision(facts=(), answer=())
+            fact = attrs.evolve(server, offline=offline, status=Status.DOWN)
+            if fact == server:
+                return Decision(facts=(), answer=())
+            return Decision(facts=(fact,), answer=(StatusChange(server=name, before=server.status, after=fact.status),))
+
+        return self._ledger.enter("set offline", decide)
 
     async def keep_matrix(self, opinions: Mapping[tuple[str, str], Status]) -> None:
         """Write down who holds whom for what, and since when."""
@@ -298,6 +328,11 @@ class Members:
 
         found: Sequence[tuple[float, int, int]] = await self._ledger.database.read(ask)
         return found
+
+
+def absent(servers: Iterable[Server], boots: Mapping[str, str]) -> frozenset[str]:
+    """Nodes that are down whatever anybody thinks: taken offline, or a new process that nobody has verified."""
+    return frozenset(server.name for server in servers if server.offline or boots.get(server.name, server.boot) != server.boot)
 
 
 def _secret_hash(secret: str) -> bytes:

@@ -126,9 +126,7 @@ class PeopleApi:
         username = self_or_administrator(access, name_in(request))
         person = await self._person(username)
         used = await self._backend.read(lambda sql: directory.usage(sql, username))
-        return Answer(
-            status=200, value={"username": username, "files": used.files, "bytes": used.bytes, "quota_bytes": person.quota_bytes}
-        )
+        return Answer(status=200, value={"username": username, "files": used.files, "bytes": used.bytes, "quota_bytes": person.quota_bytes})
 
     async def _files(self, request: Request, access: Access) -> Answer:
         username = self_or_administrator(access, name_in(request))

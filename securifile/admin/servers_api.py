@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -49,19 +48,14 @@ class ServersApi:
         watch: Watch,
         nodes: NodeHandlers,
         authority: Authority,
-        removed: Callable[[str], None],
         tls: bool,
     ) -> None:
-        """Args:
-        removed: told the name of a node that is no member any more.
-        """
         self._backend = backend
         self._catalogue = catalogue
         self._members = catalogue.members
         self._watch = watch
         self._nodes = nodes
         self._authority = authority
-        self._removed = removed
         self._tls = tls
 
     def register(self, app: Klein, api: SharedApi) -> None:
@@ -194,7 +188,6 @@ class ServersApi:
         administrator(access)
         name = access.detail = name_in(request)
         await self._backend.enter(self._members.remove(name))
-        self._removed(name)
         return Answer(status=204)
 
     async def _trust(self, request: Request, access: Access) -> Answer:

@@ -26,18 +26,13 @@ from twisted.python.threadpool import ThreadPool
 
 from securifile import __version__
 from securifile.admin.admin_api import AdminApi
-from securifile.admin.backend import AdminBackend, NodeHandlers
 from securifile.admin.catalogue import Catalogue
 from securifile.admin.chores import Chore, Chores
-from securifile.admin.contents import RedirectedContents
+from securifile.admin.composition import Admin, Self
 from securifile.admin.database import PostgresDatabase
-from securifile.admin.followers import Followers
-from securifile.admin.operator import OperatorAuthenticator
 from securifile.admin.peers import Peers
-from securifile.admin.people_api import PeopleApi
 from securifile.admin.postgres import EmbeddedPostgres
-from securifile.admin.servers_api import NO_TLS, ServersApi
-from securifile.admin.watch import KEEP_S, Watch
+from securifile.admin.servers_api import NO_TLS
 from securifile.audit.keeping import AuditFile, Keeper
 from securifile.audit.local import LocalAudit
 from securifile.audit.receiver import AuditReceiver
@@ -45,40 +40,28 @@ from securifile.audit.spool import Spool
 from securifile.certificates.authority import Authority
 from securifile.certificates.identity import Identity, make_csr, new_key
 from securifile.certificates.names import ServerUri
-from securifile.http.authentication import Authenticator
 from securifile.http.channel import http_factory
-from securifile.http.downloads import Downloads
 from securifile.http.https import HttpsCertificate, https_factory
-from securifile.http.identity import BasicCache, new_token
-from securifile.http.lookup import Lookup
-from securifile.http.redirects import Redirector
-from securifile.http.shared_api import SharedApi
-from securifile.http.sources import Sources
-from securifile.http.transfers import Transfers
+from securifile.http.identity import new_token
 from securifile.model.errors import DatabaseUnavailable, DeadlineExceeded, PeerUnreachable, Refusal
-from securifile.model.facts import Change, Fact, Server, ServerGone
+from securifile.model.facts import Change, Server, ServerGone
 from securifile.model.ids import Position
 from securifile.model.servers import HostPort, ServerKind, Status
 from securifile.model.settings import ClusterSettings
 from securifile.process import CannotStart, run_on_monotonic_time, say_gone, say_ready, stop_unstarted, take_folder, write_json
 from securifile.protocol import messages as m
 from securifile.protocol import tls
-from securifile.protocol.bulk import BulkPool
-from securifile.protocol.connection import PeerIdentity
 from securifile.protocol.rpc import Peer
 from securifile.protocol.sniff import http_answer, plain_only, tls_only
 from securifile.protocol.transport import ControlAndBulkFactory, tcp_connector
 from securifile.protocol.wire import NotAcceptable, claimed
 from securifile.workers import ThreadWorker
+from securifile.world import World
 
 THREADS = 4
 """For fsync and for argon2, of which each run takes 64 MiB."""
 
 DATABASE_RETRY_S = 1.0
-FEED_S = 1.0
-"""How often the database is asked for changes that nobody told us of."""
-TIDY_S = 60.0
-"""How often what has expired is removed; expiry itself does not wait for it."""
 RENEW_S = 3600.0
 """How often the certificate's age is looked at."""
 GRACE_S = 5.0
@@ -167,7 +150,6 @@ class AdminService(Service):
         self._later("threads", pool.stop)
         worker = ThreadWorker(reactor, pool)
         catalogue, authority = await self._open_catalogue(worker)
-        self.catalogue = catalogue
 
         identity = self._identity(authority)
         https = HttpsCertificate.of(identity)
@@ -192,64 +174,29 @@ class AdminService(Service):
         audit.startService()
         self._later("the server's own audit records", audit.stopService)
 
-        peers = Peers()
-        watch = Watch(clock=reactor, wall=time.time, name=options.name, catalogue=catalogue, peers=peers, audit=audit)
-        backend = AdminBackend(
-            clock=reactor,
-            wall=time.time,
-            name=options.name,
-            catalogue=catalogue,
-            peers=peers,
-            watch=watch,
-            audit=audit,
-            random=secrets.token_bytes,
-        )
-        followers = Followers(
-            clock=reactor, ledger=catalogue.ledger, roster=catalogue.roster, readdress=catalogue.members.readdress
-        )
-        self._later("the feed", followers.stop)
-        nodes = NodeHandlers(
-            wall=time.time, catalogue=catalogue, backend=backend, followers=followers, watch=watch, authority=authority
-        )
-        protocol = self._protocol(authority, catalogue, peers, nodes, current)
-        self._tell_kept(keeper, peers)
-        self._receive_audit(keeper, current)
-
         token = new_token(secrets.token_bytes)
-        authenticator = OperatorAuthenticator(backend, BasicCache(reactor, secrets.token_bytes), token)
-        servers = ServersApi(
-            backend=backend,
-            catalogue=catalogue,
-            watch=watch,
-            nodes=nodes,
-            authority=authority,
-            removed=protocol.drop,
-            tls=options.tls,
+        admin = Admin(
+            World(
+                clock=reactor,
+                wall=time.time,
+                random=secrets.token_bytes,
+                below=secrets.randbelow,
+                connector=tls.tls_connector(reactor, current) if options.tls else tcp_connector(reactor),
+                identify=tls.identify if options.tls else claimed,
+            ),
+            Self(name=options.name, sign=identity.sign, operator_token=token, tls=options.tls),
+            catalogue,
+            authority,
+            audit,
         )
-        shared = self._shared_api(catalogue, backend, authenticator, identity, current)
-        api = AdminApi(
-            shared=shared,
-            people=PeopleApi(backend=backend, catalogue=catalogue, random=secrets.token_bytes),
-            servers=servers,
-            backend=backend,
-            catalogue=catalogue,
-            watch=watch,
-            followers=lambda: followers.positions,
-        )
-        self._serve_people(api.resource(), https)
-
-        watch.start()
-        self._later("heartbeats", watch.stop)
-        chores = Chores(
-            reactor,
-            [
-                Chore(name="looking after the feed", pause_s=FEED_S, work=backend.look_after_feed),
-                Chore(name="keeping heartbeats", pause_s=KEEP_S, work=watch.keep),
-                Chore(name="forgetting expired sessions", pause_s=TIDY_S, work=catalogue.people.forget_expired_sessions),
-                Chore(name="trimming the feed", pause_s=TIDY_S, work=lambda: catalogue.ledger.trim(catalogue.roster.settings.feed_kept)),
-                Chore(name="renewing the certificate", pause_s=RENEW_S, work=lambda: self._renew(catalogue, authority, https, current)),
-            ],
-        )
+        self._serve_nodes(admin, current)
+        self._tell_kept(keeper, admin.peers)
+        self._receive_audit(keeper, current)
+        self._later("the server's parts", admin.stop)
+        self._serve_people(AdminApi(admin).resource(), https)
+        admin.start()
+        renewing = Chore(name="renewing the certificate", pause_s=RENEW_S, work=lambda: self._renew(catalogue, authority, https, current))
+        chores = Chores(reactor, [renewing])
         chores.start()
         self._later("chores", chores.stop)
         self._say_ready(authority, token)
@@ -362,24 +309,16 @@ class AdminService(Service):
         listening = self._reactor.listenTCP(port, factory, backlog=BACKLOG, interface=self._options.listen)
         self._later(what, listening.stopListening)
 
-    def _protocol(
-        self, authority: Authority, catalogue: Catalogue, peers: Peers, nodes: NodeHandlers, current: tls.CurrentCredentials
-    ) -> ControlAndBulkFactory:
-        roster, options = catalogue.roster, self._options
-
-        def is_member(identity: PeerIdentity) -> bool:
-            server = roster.servers.get(identity.name)
-            # Admin servers meet in the database, not on the wire.
-            return server is not None and identity.kind is ServerKind.NODE is server.kind and identity.cluster == roster.cluster
-
+    def _serve_nodes(self, admin: Admin, current: tls.CurrentCredentials) -> None:
+        options = self._options
         factory = ControlAndBulkFactory(
             clock=self._reactor,
-            here=PeerIdentity(cluster=authority.cluster, kind=ServerKind.ADMIN, name=options.name),
-            is_member=is_member,
-            handlers=nodes.handlers,
+            here=admin.identity,
+            is_member=admin.is_member,
+            handlers=admin.handlers,
             identify=tls.identify if options.tls else claimed,
-            on_connected=peers.connected,
-            on_lost=peers.lost,
+            on_connected=admin.peers.connected,
+            on_lost=admin.peers.lost,
         )
 
         def forget(position: Position, change: Change) -> None:
@@ -387,11 +326,10 @@ class AdminService(Service):
                 if isinstance(fact, ServerGone):
                     factory.drop(fact.name)
 
-        catalogue.ledger.listen(forget)
+        admin.catalogue.ledger.listen(forget)
         self._later("connections to nodes", factory.close_all)
         wrapped = tls_only(tls.tls_factory(self._reactor, current, factory)) if options.tls else plain_only(factory)
         self._listen("the protocol port", options.protocol_port, wrapped)
-        return factory
 
     def _receive_audit(self, keeper: Keeper, current: tls.CurrentCredentials) -> None:
         options = self._options
@@ -425,63 +363,6 @@ class AdminService(Service):
         keeper.watch(tell)
         peers.watch(connected=connected)
 
-    def _bulk(self, catalogue: Catalogue, current: tls.CurrentCredentials) -> BulkPool:
-        """Connections on which content is relayed."""
-        roster, options = catalogue.roster, self._options
-        assert roster.cluster is not None, "the catalogue is open"
-
-        def locate(name: str) -> tuple[HostPort, PeerIdentity]:
-            server = roster.servers.get(name)
-            if server is None or roster.cluster is None:
-                raise PeerUnreachable(f"{name} is not a member of this cluster")
-            identity = PeerIdentity(cluster=roster.cluster, kind=server.kind, name=name)
-            return HostPort.parse(server.protocol_address), identity
-
-        pool = BulkPool(
-            clock=self._reactor,
-            connector=tls.tls_connector(self._reactor, current) if options.tls else tcp_connector(self._reactor),
-            here=PeerIdentity(cluster=roster.cluster, kind=ServerKind.ADMIN, name=options.name),
-            locate=locate,
-            identify=tls.identify if options.tls else claimed,
-        )
-        self._later("connections for content", pool.stop)
-        return pool
-
-    def _shared_api(
-        self,
-        catalogue: Catalogue,
-        backend: AdminBackend,
-        authenticator: Authenticator,
-        identity: Identity,
-        current: tls.CurrentCredentials,
-    ) -> SharedApi:
-        redirector = Redirector(
-            name=self._options.name,
-            roster=catalogue.roster,
-            wall=time.time,
-            position=lambda: catalogue.ledger.position,
-            sign=identity.sign,
-        )
-        lookup = Lookup(backend)
-        transfers = Transfers(
-            clock=self._reactor,
-            interval_s=lambda: catalogue.roster.settings.heartbeat_interval_s,
-            serves=lambda: None if backend.has_database else "the catalogue's database does not answer",
-        )
-        catalogue.ledger.listen(lambda position, change: _each(transfers.learn, change))
-        transfers.start()
-        self._later("relayed downloads", transfers.stop)
-        sources = Sources(
-            clock=self._reactor, name=self._options.name, blobs=None, pool=self._bulk(catalogue, current), rotten=lambda version, why: None
-        )
-        downloads = Downloads(
-            backend=backend, lookup=lookup, authenticator=authenticator, sources=sources, transfers=transfers, redirector=redirector
-        )
-        contents = RedirectedContents(
-            backend=backend, lookup=lookup, downloads=downloads, redirector=redirector, below=secrets.randbelow
-        )
-        return SharedApi(clock=self._reactor, backend=backend, authenticator=authenticator, lookup=lookup, contents=contents)
-
     def _serve_people(self, resource: Any, https: HttpsCertificate) -> None:
         factory = http_factory(resource, self._reactor, wall=time.time)
         answer = http_answer("This port speaks HTTPS: write https:// in the address.")
@@ -512,11 +393,6 @@ class AdminService(Service):
 
         self._later("the sign that it is ready", gone)
         self._log.info("admin server {name} serves at {url}", name=self._options.name, url=self._url)
-
-
-def _each(learn: Callable[[Fact], None], change: Change) -> None:
-    for fact in change.facts:
-        learn(fact)
 
 
 def _credentials(identity: Identity, authority: Authority) -> tls.Credentials:

@@ -15,10 +15,12 @@ from twisted.logger import Logger
 
 from securifile.admin.catalogue import Catalogue
 from securifile.admin.ledger import Entered
-from securifile.admin.members import Seen, StatusChange
+from securifile.admin.members import Seen, StatusChange, absent
 from securifile.admin.peers import Peers
+from securifile.admin.rejoin import Rejoins
 from securifile.model.errors import DatabaseUnavailable, OutcomeUnknown, SpoolFull
-from securifile.model.ids import Position
+from securifile.model.facts import Change, Server
+from securifile.model.ids import BEGINNING, Position
 from securifile.model.matrix import summarise
 from securifile.model.records import AuditRecord
 from securifile.model.servers import Status
@@ -50,6 +52,7 @@ class Watch:
         catalogue: Catalogue,
         peers: Peers,
         audit: Any,
+        random: Callable[[int], bytes],
     ) -> None:
         self._clock = clock
         self._wall = wall
@@ -60,6 +63,11 @@ class Watch:
         """Monotonic seconds of each node's last heartbeat."""
         self._opinions: dict[str, dict[str, Status]] = {}
         self._seen: dict[str, Seen] = {}
+        self._boots: dict[str, str] = {}
+        self._changed: dict[str, Position] = {}
+        """Where in the feed each node's status changed last."""
+        self._position_before = catalogue.ledger.position
+        """Where the catalogue was a heartbeat interval ago."""
         self._sampled_at: float | None = None
         self._matrix_kept: dict[tuple[str, str], Status] = {}
         self._judging: Deferred[None] | None = None
@@ -74,7 +82,20 @@ class Watch:
             compose=lambda: m.Heartbeat(position=catalogue.ledger.position, judgements=self.heartbeats.judgements),
             judged=self._judged,
         )
+        self.rejoins = Rejoins(
+            clock=clock,
+            wall=wall,
+            name=name,
+            catalogue=catalogue,
+            ask=peers.ask,
+            heartbeats=self.heartbeats,
+            boot_of=self._boots.get,
+            has_caught_up=self._has_caught_up,
+            random=random,
+            audit=audit,
+        )
         peers.watch(lost=self._lost)
+        catalogue.ledger.listen(self._learn)
 
     # --- life ---
 
@@ -88,6 +109,7 @@ class Watch:
         """Send and judge no more."""
         self._stopped = True
         self.heartbeats.stop()
+        self.rejoins.stop()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -119,15 +141,34 @@ class Watch:
         self._seen[name] = Seen(
             at=self._wall(), position=message.position, used_bytes=message.used_bytes, available_bytes=message.available_bytes
         )
-        if self._opinions.get(name) != message.judgements:
+        if self._opinions.get(name) != message.judgements or self._boots.get(name) != message.boot:
             self._opinions[name] = dict(message.judgements)
+            self._boots[name] = message.boot
             self.reconsider()
         server = self._catalogue.roster.servers.get(name)
-        return m.HeartbeatAnswer(position=self._catalogue.ledger.position, held_for=Status.DOWN if server is None else server.status)
+        is_known = server is not None and server.boot == message.boot
+        return m.HeartbeatAnswer(
+            position=self._catalogue.ledger.position, held_for=server.status if server is not None and is_known else Status.DOWN
+        )
+
+    def _has_caught_up(self, name: str) -> bool:
+        """Whether a node's index is where the catalogue was a round ago.
+
+        To be where it is now would be asked too much: under constant writing an index is always some milliseconds behind. Nothing
+        is lost by it: a node serves only after its own index says that it is running, which is a later change.
+        """
+        seen = self._seen.get(name)
+        return seen is not None and seen.position >= self._position_before
 
     def _lost(self, name: str) -> None:
         if self._opinions.pop(name, None) is not None:
             self.reconsider()
+
+    def _learn(self, position: Position, change: Change) -> None:
+        for fact in change.facts:
+            if isinstance(fact, Server):
+                self._changed[fact.name] = position
+                self.heartbeats.cluster_holds(fact.name, fact.status)
 
     # --- judging ---
 
@@ -141,7 +182,10 @@ class Watch:
             if name not in nodes:
                 del self._heard[name]
                 self._seen.pop(name, None)
+                self._boots.pop(name, None)
         self.reconsider()
+        self.rejoins.look()
+        self._position_before = self._catalogue.ledger.position
 
     def _judged(self, name: str, before: Status, after: Status) -> None:
         self._note("judgement", name, f"{before} -> {after}")
@@ -149,8 +193,17 @@ class Watch:
 
     @property
     def opinions(self) -> dict[tuple[str, str], Status]:
-        """(observer, subject) -> status, of the nodes that have told lately."""
-        return {(observer, subject): status for observer, row in self._opinions.items() for subject, status in row.items()}
+        """(observer, subject) -> status, of the nodes that have told lately.
+
+        What an observer thought before it knew of the subject's last change of status does not count: otherwise the old
+        doubts would put down again who was just admitted.
+        """
+        return {
+            (observer, subject): status
+            for observer, row in self._opinions.items()
+            for subject, status in row.items()
+            if observer in self._seen and self._seen[observer].position >= self._changed.get(subject, BEGINNING)
+        }
 
     def reconsider(self) -> None:
         """Judge, if it would change anything."""
@@ -161,7 +214,8 @@ class Watch:
             return
         nodes = self._catalogue.roster.servers
         held = {name: nodes[name].status for name in self._catalogue.roster.nodes}
-        if summarise(held, self.opinions, self._own(held)) == held:
+        gone = absent((nodes[name] for name in held), self._boots)
+        if summarise(held, self.opinions, self._own(held), gone) == held:
             return
         self._judging = Deferred.fromCoroutine(self._judge())
         self._judging.addErrback(self._not_judged)
@@ -173,7 +227,7 @@ class Watch:
     async def _judge(self) -> None:
         names = self._catalogue.roster.nodes
         entered: Entered[tuple[StatusChange, ...]] = await self._catalogue.members.judge(
-            self.opinions, {name: self.heartbeats.status_of(name) for name in names}
+            self.opinions, {name: self.heartbeats.status_of(name) for name in names}, dict(self._boots)
         )
         for change in entered.answer:
             self._log.info(

@@ -3,15 +3,15 @@
 Each server keeps one `Pulse` for each other server. The service sends a heartbeat every interval and tells the pulse
 what happened; the pulse tells what the peer is held for.
 
-A peer that is held for down and answers again is not believed at once: it is running only when it has also caught up
-(`position` at or after ours), because a node that was away may hold old files.
+A peer that is held for down and answers again is not believed at once, because a node that was away may hold old files: it has
+to be verified, and the cluster says when it is running again (`docs/decisions/0010-returning-nodes.md`). Only an observer that was
+alone with its doubts believes it at once.
 """
 
 from __future__ import annotations
 
 import attrs
 
-from securifile.model.ids import Position
 from securifile.model.servers import Status
 
 
@@ -45,9 +45,7 @@ def sending(pulse: Pulse, number: int, missed_max: int) -> Pulse:
     return Pulse(status=status, waiting=number, unanswered=unanswered)
 
 
-def answered(pulse: Pulse, position: Position, ours: Position) -> Pulse:
-    """An answer came, and said how far the peer's index is; `ours` is how far the judge's own is."""
-    status = pulse.status
-    if status is Status.DOWN and position >= ours:
-        status = Status.RUNNING
-    return Pulse(status=status)
+def answered(pulse: Pulse, cluster: Status) -> Pulse:
+    """An answer came; `cluster` is what the cluster as a whole holds the peer for."""
+    alone = pulse.status is Status.DOWN and cluster is Status.RUNNING
+    return Pulse(status=Status.RUNNING if alone else pulse.status)

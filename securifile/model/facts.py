@@ -119,6 +119,10 @@ class Server:
     """The summary over all observers (section 3)."""
     syslog_address: str = ""
     """Where an admin server takes audit records: `host:port`; empty for a node."""
+    boot: str = ""
+    """The life of the node's process that was admitted; another one is not running until it has been verified."""
+    offline: bool = False
+    """The administrator has taken it offline."""
 
 
 @attrs.frozen(kw_only=True)

@@ -44,6 +44,10 @@ class ClusterSettings:
     """A working day: how long a sign-in lasts."""
     ticket_s: float = attrs.field(default=60.0, validator=_at_least(1))
     """How long a redirect may take to be followed."""
+    verification_budget_s: float = attrs.field(default=600.0, validator=_at_least(0))
+    """How long reading a returning node's files may take; with more, only blocks picked by chance are read of each."""
+    repair_bytes_s: float = attrs.field(default=32 * 1024 * 1024.0, validator=_at_least(0))
+    """Bytes a second that one node's repairs may take from people's transfers; 0: no limit."""
     certificate_s: float = attrs.field(default=90 * 86400.0, validator=_at_least(60))
     """Lifetime of a server's certificate; renewed after two thirds."""
     feed_kept: int = attrs.field(default=100_000, validator=_at_least(100))

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import attrs
 
-from securifile.model.ids import Position
+from securifile.model.ids import BEGINNING, Position
 from securifile.model.servers import ServerKind, Status
 
 FRESH_INTERVALS = 2.5
@@ -27,6 +27,8 @@ class Acknowledgement:
     """Monotonic seconds at which the heartbeat that was answered had been sent."""
     held_for: Status
     """What that server holds us for."""
+    position: Position = BEGINNING
+    """How far that server knew the catalogue when it said so."""
 
 
 @attrs.frozen(kw_only=True)
@@ -48,6 +50,7 @@ def standing(
     serve_alone: bool,
     known: Position,
     heard: Position,
+    admitted: Position = BEGINNING,
 ) -> Standing:
     """Judge a node's standing.
 
@@ -59,10 +62,12 @@ def standing(
         serve_alone: the setting for two nodes of which one is dead, without an admin server.
         known: how far this node's index is.
         heard: the highest position any server has told of.
+        admitted: where in the catalogue the node's own status changed last. Who held it for down before knowing of that
+            confirms that it lives, and is no longer right about its status.
     """
     oldest = now - FRESH_INTERVALS * interval_s
     fresh = {name: one for name, one in acknowledgements.items() if one.sent_at >= oldest}
-    against = sorted(name for name, one in fresh.items() if one.held_for is not Status.RUNNING)
+    against = sorted(name for name, one in fresh.items() if one.held_for is not Status.RUNNING and one.position >= admitted)
     if against:
         return Standing(serves=False, reason=f"{', '.join(against)} hold this node for {fresh[against[0]].held_for}")
     supported = 1 + sum(one.kind is ServerKind.NODE for one in fresh.values())

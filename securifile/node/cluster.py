@@ -15,7 +15,7 @@ from twisted.logger import Logger
 
 from securifile.model.errors import Code, DeadlineExceeded, PeerUnreachable, Refusal
 from securifile.model.facts import Fact, Server, ServerGone
-from securifile.model.ids import Position
+from securifile.model.ids import BEGINNING, Position
 from securifile.model.records import AuditRecord
 from securifile.model.roster import Roster
 from securifile.model.servers import HostPort, ServerKind, Status
@@ -49,16 +49,18 @@ class Cluster:
         clock: IReactorTime,
         wall: Callable[[], float],
         name: str,
+        boot: str,
         index: Index,
         space: Callable[[], Deferred[Any]],
         make_link: MakeLink,
         audit: Any,
         audit_kept: Callable[[str, int], None],
-        more_handlers: Handlers,
+        more_handlers: Callable[[], Handlers],
     ) -> None:
         self._clock = clock
         self._wall = wall
         self._name = name
+        self._boot = boot
         self._index = index
         self._space = space
         self._make_link = make_link
@@ -69,6 +71,9 @@ class Cluster:
         self._used_bytes = 0
         self._available_bytes = 0
         self._room: dict[str, int] = {}
+        self._admitted = BEGINNING
+        self._boots: dict[str, str] = {}
+        """The life of each peer's process, as far as it has told."""
         self._measuring: Deferred[None] = succeed(None)
         self._asking: Deferred[None] = succeed(None)
         self._refusing: str | None = "starting"
@@ -151,7 +156,10 @@ class Cluster:
         """
         if name == self._name:
             return True
-        return self.roster.is_running(name) and self._connected(name) and not self.heartbeats.is_doubtful(name)
+        server = self.roster.servers.get(name)
+        if server is None or server.status is not Status.RUNNING or self._boots.get(name, server.boot) != server.boot:
+            return False
+        return self._connected(name) and not self.heartbeats.is_doubtful(name)
 
     @property
     def room(self) -> dict[str, int]:
@@ -169,6 +177,8 @@ class Cluster:
             return Standing(serves=False, reason="this node is not a member of the cluster (yet)")
         if own.status is not Status.RUNNING:
             return Standing(serves=False, reason=f"the cluster holds this node for {own.status}")
+        if own.boot != self._boot:
+            return Standing(serves=False, reason="this node was started anew and has to be verified first")
         settings = self.roster.settings
         return standing(
             self._clock.seconds(),
@@ -178,6 +188,7 @@ class Cluster:
             serve_alone=settings.serve_alone,
             known=self._index.position,
             heard=self.heartbeats.heard,
+            admitted=self._admitted,
         )
 
     async def admit(self) -> None:
@@ -220,12 +231,13 @@ class Cluster:
             m.Announce: self._announce,
             m.AuditKept: self._kept,
             m.MissedAsk: self._missed,
-            **self._more_handlers,
+            **self._more_handlers(),
         }
 
     async def _heartbeat(self, peer: Peer, message: m.Heartbeat) -> m.HeartbeatAnswer:
         self.heartbeats.hear(message.position)
         self._room[peer.identity.name] = message.available_bytes
+        self._boots[peer.identity.name] = message.boot
         link = self._links.get(peer.identity.name)
         if link is not None and not link.connected:
             link.hurry()
@@ -260,13 +272,17 @@ class Cluster:
     # --- learning ---
 
     def _learn(self, fact: Fact) -> None:
-        before = self.roster.servers.get(self._name)
+        before = self.roster.servers.get(fact.name) if isinstance(fact, Server) else None
         self.roster.learn(fact)
         match fact:
             case Server():
                 self._connect(fact)
-                if fact.name == self._name and (before is None or before.status is not fact.status):
+                changed = before is None or (before.status, before.boot) != (fact.status, fact.boot)
+                if changed and fact.name == self._name:
+                    self._admitted = self._index.position
                     self._log.info("the cluster holds this node for {status}", status=fact.status)
+                elif changed:
+                    self.heartbeats.cluster_holds(fact.name, fact.status)
             case ServerGone():
                 link = self._links.pop(fact.name, None)
                 if link is not None:
@@ -295,6 +311,7 @@ class Cluster:
             position=self._index.position,
             used_bytes=self._used_bytes,
             available_bytes=self._available_bytes,
+            boot=self._boot,
             judgements=self.heartbeats.judgements,
         )
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import attrs
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 
 from securifile.http.authentication import Authenticator
@@ -21,7 +21,9 @@ from securifile.http.redirects import Redirector
 from securifile.http.sources import Sources
 from securifile.http.transfers import Transfers
 from securifile.model.entries import Version
+from securifile.model.errors import OutcomeUnknown, Refusal
 from securifile.model.facts import Server
+from securifile.model.ids import AttemptId
 from securifile.model.records import AuditRecord
 from securifile.model.servers import HostPort, ServerKind
 from securifile.node.acting import Acting
@@ -29,26 +31,16 @@ from securifile.node.cluster import Cluster
 from securifile.node.feed import Feed
 from securifile.node.housekeeping import Housekeeping
 from securifile.node.index import Index
+from securifile.node.mending import Mending
 from securifile.node.peer_blobs import PeerBlobs
 from securifile.node.uploads import Uploads
+from securifile.node.verification import Verification
+from securifile.protocol import messages as m
 from securifile.protocol.bulk import BulkPool
 from securifile.protocol.connection import PeerIdentity
 from securifile.protocol.rpc import Handlers, Link
-from securifile.protocol.wire import Connector, Identify
-
-
-@attrs.frozen(kw_only=True)
-class World:
-    """What a node cannot make by itself: time, chance, and ways to others."""
-
-    clock: IReactorTime
-    """Monotonic."""
-    wall: Callable[[], float]
-    random: Callable[[int], bytes]
-    below: Callable[[int], int]
-    """A random integer from 0 to its argument - 1."""
-    connector: Connector
-    identify: Identify
+from securifile.sql import directory
+from securifile.world import World
 
 
 @attrs.frozen(kw_only=True)
@@ -60,6 +52,8 @@ class Stores:
     index: Index
     audit: Any
     """An `IAuditLog`."""
+    worker: Any
+    """An `IWorker`, for hashing."""
     audit_kept: Callable[[str, int], None]
     """Told up to which number of which boot an admin server has kept the records."""
 
@@ -70,6 +64,8 @@ class Self:
 
     cluster: str
     name: str
+    boot: str
+    """Drawn anew at each start of the process."""
     url: str
     protocol_address: HostPort
     sign: Callable[[bytes], bytes]
@@ -101,16 +97,27 @@ class Node:
             url=me.url,
             protocol_address=str(me.protocol_address),
         )
+        self._verification = Verification(
+            clock=clock,
+            name=name,
+            index=index,
+            blobs=stores.blobs,
+            worker=stores.worker,
+            ask=lambda peer, message, timeout_s: self.cluster.ask(peer, message, timeout_s),
+            settings=lambda: self.cluster.roster.settings,
+            own_copy_bad=self._own_copy_bad,
+        )
         self.cluster = Cluster(
             clock=clock,
             wall=wall,
             name=name,
+            boot=me.boot,
             index=index,
             space=stores.blobs.space,
             make_link=self._make_link,
             audit=stores.audit,
             audit_kept=stores.audit_kept,
-            more_handlers=self._feed.handlers,
+            more_handlers=lambda: {**self._feed.handlers, **self._verification.handlers, **self._mending.handlers},
         )
         self.cluster.introduce(me.cluster, list(me.admins))
         self.acting = Acting(clock=clock, wall=wall, name=name, cluster=self.cluster, index=index, audit=stores.audit, random=world.random)
@@ -123,11 +130,12 @@ class Node:
         self._transfers = Transfers(
             clock=clock, interval_s=lambda: self.cluster.roster.settings.heartbeat_interval_s, serves=self._why_silent
         )
+        sources = Sources(clock=clock, name=name, blobs=stores.blobs, pool=self._pool, rotten=self._rotten)
         self.downloads = Downloads(
             backend=self.acting,
             lookup=self.lookup,
             authenticator=self.authenticator,
-            sources=Sources(clock=clock, name=name, blobs=stores.blobs, pool=self._pool, rotten=self._rotten),
+            sources=sources,
             transfers=self._transfers,
             redirector=redirector,
         )
@@ -152,7 +160,17 @@ class Node:
             acting=self.acting,
             is_under_way=self.uploads.under_way.__contains__,
         )
+        self._mending = Mending(
+            clock=clock,
+            name=name,
+            index=index,
+            blobs=stores.blobs,
+            sources=sources,
+            acting=self.acting,
+            rate=lambda: self.cluster.roster.settings.repair_bytes_s,
+        )
         self.bulk = PeerBlobs(stores.blobs)
+        index.listen(self._mending.learn)
         index.listen(self._transfers.learn)
         index.listen(self._housekeeping.learn)
 
@@ -166,12 +184,14 @@ class Node:
         await self.cluster.start()
         self._feed.start()
         self._housekeeping.start()
+        self._mending.start()
         self._transfers.start()
 
     async def stop(self) -> None:
         """Serve nobody any more; transfers under way are cut."""
         self._transfers.stop()
         self._housekeeping.stop()
+        self._mending.stop()
         self._feed.stop()
         await self.cluster.stop()
         await self._pool.stop()
@@ -194,8 +214,20 @@ class Node:
         return None if standing.serves or standing.behind else standing.reason
 
     def _rotten(self, version: Version, reason: str) -> None:
-        quarantining = self._stores.blobs.quarantine(version.attempt, reason)
-        quarantining.addErrback(lambda failure: self._log.failure("a bad blob could not be put aside", failure))
-        self._stores.audit.note(
-            AuditRecord(at=self._world.wall(), server=self._me.name, event="rotten", detail=f"{version.attempt}: {reason}")
-        )
+        self._own_copy_bad(version.attempt, reason)
+
+    def _own_copy_bad(self, attempt: AttemptId, reason: str) -> None:
+        """Put a blob of this node's aside, say so, and have the copy made anew."""
+        telling = Deferred.fromCoroutine(self._replace_copy(attempt, reason))
+        telling.addErrback(lambda failure: failure.trap(Refusal, OutcomeUnknown, CancelledError))
+        telling.addErrback(lambda failure: self._log.failure("a bad blob could not be put aside", failure))
+
+    async def _replace_copy(self, attempt: AttemptId, reason: str) -> None:
+        self._log.error("the blob of {attempt} is bad: {reason}", attempt=str(attempt), reason=reason)
+        await self._stores.blobs.quarantine(attempt, reason)
+        file = await directory.file_of_attempt(self._stores.index.sql, attempt)
+        entry = None if file is None else str(file.id)
+        detail = f"{attempt}: {reason}"
+        self._stores.audit.note(AuditRecord(at=self._world.wall(), server=self._me.name, event="rotten", entry=entry, detail=detail))
+        if file is not None:
+            await self.acting.ask_admin(m.CopyBad(file=file.id, attempt=attempt, reason=reason))

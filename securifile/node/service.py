@@ -36,7 +36,7 @@ from securifile.model.facts import Server, ServerGone
 from securifile.model.servers import HostPort, ServerKind, Status
 from securifile.node.acting import Acting
 from securifile.node.blobs import DiskBlobs
-from securifile.node.composition import Node, Self, Stores, World
+from securifile.node.composition import Node, Self, Stores
 from securifile.node.enrolment import Enrolment, Membership
 from securifile.node.index import Index
 from securifile.node.node_api import NodeContents, node_app, node_metrics
@@ -49,6 +49,7 @@ from securifile.protocol.tls import Credentials, CurrentCredentials, identify, t
 from securifile.protocol.transport import ControlAndBulkFactory, tcp_connector
 from securifile.protocol.wire import claimed
 from securifile.sql.sqlite import DatabaseDamaged, SqliteDatabase
+from securifile.world import World
 
 WORKERS = 8
 """Threads for the disk: a few transfers may each wait for an fsync without holding the others up."""
@@ -130,6 +131,7 @@ class NodeService(Service):
         me = Self(
             cluster=membership.cluster,
             name=membership.name,
+            boot=os.urandom(16).hex(),
             url=url,
             protocol_address=address,
             sign=identity.sign,
@@ -142,16 +144,15 @@ class NodeService(Service):
         blobs = DiskBlobs(directory=str(folder), worker=worker, clock=self._reactor, reserve_bytes=options.reserve_bytes)
         await blobs.recover()
         index = await self._index(folder / "index.sqlite")
-        boot = os.urandom(16).hex()
-        spool = Spool(folder / "audit", boot=boot, version=__version__, worker=worker, clock=self._reactor)
+        spool = Spool(folder / "audit", boot=me.boot, version=__version__, worker=worker, clock=self._reactor)
         await spool.open()
         self._undo.append(spool.close)
 
-        await self._run(me, identity, blobs, index, spool)
+        await self._run(me, identity, blobs, index, spool, worker)
         say_ready(folder, name=membership.name, url=url, protocol_address=str(address))
         self._log.info("node {name} is ready at {url}", name=membership.name, url=url)
 
-    async def _run(self, me: Self, identity: Identity, blobs: DiskBlobs, index: Index, spool: Spool) -> None:
+    async def _run(self, me: Self, identity: Identity, blobs: DiskBlobs, index: Index, spool: Spool, worker: ThreadWorker) -> None:
         clock, tls = self._reactor, self._options.tls
         current = CurrentCredentials(Credentials.of(identity, TrustAnchors.load(str(self._options.data))))
         certificate = HttpsCertificate.of(identity)
@@ -175,7 +176,7 @@ class NodeService(Service):
                 connector=connector,
                 identify=identify if tls else claimed,
             ),
-            Stores(blobs=blobs, index=index, audit=spool, audit_kept=sender.confirmed),
+            Stores(blobs=blobs, index=index, audit=spool, worker=worker, audit_kept=sender.confirmed),
             me,
         )
         await self._listen_to_peers(node, index, me.identity, current)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import attrs
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -18,7 +19,7 @@ from securifile.model.errors import DeadlineExceeded, PeerUnreachable, Refusal
 from securifile.model.ids import BEGINNING, Position
 from securifile.model.roster import Roster
 from securifile.model.servers import Status
-from securifile.model.standing import Acknowledgement
+from securifile.model.standing import FRESH_INTERVALS, Acknowledgement
 from securifile.protocol.messages import Heartbeat, HeartbeatAnswer
 
 Ask = Callable[[str, Any, float], Deferred[Any]]
@@ -54,8 +55,6 @@ class Heartbeats:
         self._pulses: dict[str, Pulse] = {}
         self._under_way: set[Deferred[None]] = set()
         self._number = 0
-        self._before = BEGINNING
-        """Our position a round ago."""
         self._timer: Any = None
         self.acknowledgements: dict[str, Acknowledgement] = {}
         self.heard = BEGINNING
@@ -89,6 +88,18 @@ class Heartbeats:
         pulse = self._pulses.get(name)
         return pulse is not None and pulse.doubtful
 
+    def is_answering(self, name: str) -> bool:
+        """Whether the last heartbeats to that server were answered, whatever it is held for."""
+        pulse, known = self._pulses.get(name), self.acknowledgements.get(name)
+        fresh_s = FRESH_INTERVALS * self._roster.settings.heartbeat_interval_s
+        return pulse is not None and pulse.unanswered == 0 and known is not None and known.sent_at >= self._clock.seconds() - fresh_s
+
+    def cluster_holds(self, name: str, status: Status) -> None:
+        """The cluster now holds that server for this: a verification has ended, well (`running`) or badly (`failed`)."""
+        before = self._pulses.get(name)
+        if before is not None and status is not Status.DOWN:
+            self._think(name, before, attrs.evolve(before, status=status))
+
     @property
     def judgements(self) -> dict[str, Status]:
         """What this server holds each other one for: its row of the matrix."""
@@ -103,16 +114,13 @@ class Heartbeats:
             self.acknowledgements.pop(gone, None)
         self._number += 1
         heartbeat = self._compose()
-        # Who answers has caught up when it is where we were a round ago. To be where we are now would be asked too much: under
-        # constant writing an index is always some milliseconds behind, and a returning server would be held for down for ever.
-        # Nothing is lost by it: it serves people only after its own index says that it is running, which is a later change.
-        caught_up, self._before = self._before if self._number > 1 else heartbeat.position, heartbeat.position
         for name in sorted(subjects):
             before = self._pulses.get(name) or Pulse(status=self.status_of(name))
             self._think(name, before, sending(before, self._number, self._roster.settings.heartbeats_missed_max))
             # An answer after the next round is due still shows that the peer lives; after the time to be held for down
             # nobody waits for it any more.
-            asking = Deferred.fromCoroutine(self._beat(name, heartbeat, caught_up, interval_s * self._roster.settings.heartbeats_missed_max))
+            timeout_s = interval_s * self._roster.settings.heartbeats_missed_max
+            asking = Deferred.fromCoroutine(self._beat(name, heartbeat, timeout_s))
             self._under_way.add(asking)
             asking.addBoth(self._ended, asking)
 
@@ -121,7 +129,7 @@ class Heartbeats:
         if isinstance(result, Failure):
             self._log.failure("a heartbeat failed", result)
 
-    async def _beat(self, name: str, heartbeat: Heartbeat, caught_up: Position, timeout_s: float) -> None:
+    async def _beat(self, name: str, heartbeat: Heartbeat, timeout_s: float) -> None:
         sent_at = self._clock.seconds()
         try:
             answer: HeartbeatAnswer = await self._ask(name, heartbeat, timeout_s)
@@ -134,8 +142,10 @@ class Heartbeats:
         self.hear(answer.position)
         known = self.acknowledgements.get(name)
         if known is None or known.sent_at <= sent_at:
-            self.acknowledgements[name] = Acknowledgement(kind=server.kind, sent_at=sent_at, held_for=answer.held_for)
-        self._think(name, pulse, answered(pulse, answer.position, caught_up))
+            self.acknowledgements[name] = Acknowledgement(
+                kind=server.kind, sent_at=sent_at, held_for=answer.held_for, position=answer.position
+            )
+        self._think(name, pulse, answered(pulse, server.status))
 
     def _think(self, name: str, before: Pulse, after: Pulse) -> None:
         self._pulses[name] = after

@@ -17,6 +17,7 @@ from securifile.model.facts import Change, Fact
 from securifile.model.ids import AttemptId, EntryId, Position
 from securifile.model.roles import Role
 from securifile.model.servers import Status
+from securifile.model.verification import Proof, Report
 
 
 @attrs.frozen(kw_only=True)
@@ -34,6 +35,8 @@ class Heartbeat:
     position: Position
     used_bytes: int = 0
     available_bytes: int = 0
+    boot: str = ""
+    """The life of the sender's process."""
     judgements: dict[str, Status] = attrs.field(factory=dict)
     """How the sender judges each other server: the observer's row of the matrix."""
 
@@ -305,6 +308,84 @@ class AuditKept:
 
     boot: str
     number: int
+
+
+# --- verification of a returning node ---
+
+
+@attrs.frozen(kw_only=True)
+class Verify:
+    """Admin to node: challenge `subject` (perhaps yourself) on all files you share. Answered by `Verified`."""
+
+    subject: str
+    nonce: bytes
+    position: Position
+    """The subject has caught up to here; the asked node answers from an index that has, too."""
+
+
+@attrs.frozen(kw_only=True)
+class Verified:
+    """What came of it."""
+
+    report: Report
+
+
+@attrs.frozen(kw_only=True)
+class ChallengeItem:
+    """One file that both hold."""
+
+    file: EntryId
+    attempt: AttemptId
+    algorithm: DigestAlgorithm
+
+
+@attrs.frozen(kw_only=True)
+class Challenge:
+    """Node to node: prove that you have these. Answered by `Proofs`."""
+
+    nonce: bytes
+    whole: bool
+    """Whole blobs; else only the blocks that the nonce picks."""
+    items: tuple[ChallengeItem, ...]
+
+
+@attrs.frozen(kw_only=True)
+class Proofs:
+    """One proof for each item, in order."""
+
+    proofs: tuple[Proof, ...]
+
+
+@attrs.frozen(kw_only=True)
+class RepairSelf:
+    """Admin to node: read every copy you should have, and fetch what is missing or rotten. Answered by `Repaired`."""
+
+
+@attrs.frozen(kw_only=True)
+class Repaired:
+    """What came of it."""
+
+    checked: int
+    fetched: int
+    lost: tuple[EntryId, ...]
+    """Files (the first of them) that no other holder could give."""
+
+
+@attrs.frozen(kw_only=True)
+class CopyMade:
+    """Node to admin: this node has the blob of a version that lists it as pending. Answered by `Done`."""
+
+    file: EntryId
+    attempt: AttemptId
+
+
+@attrs.frozen(kw_only=True)
+class CopyBad:
+    """Node to admin: this node's copy cannot be used; it is pending again. Answered by `Done`."""
+
+    file: EntryId
+    attempt: AttemptId
+    reason: str
 
 
 # --- bulk connections: one transfer at a time ---

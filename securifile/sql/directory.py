@@ -226,6 +226,34 @@ async def settings(sql: Any) -> Settings | None:
     return settings_of(rows[0]) if rows else None
 
 
+async def file_of_attempt(sql: Any, attempt: AttemptId) -> File | None:
+    """The file whose current version this attempt is."""
+    rows = await sql.query(f"SELECT {ENTRY_COLUMNS} FROM entries WHERE attempt = :attempt", {"attempt": attempt.value})
+    found = await _with_copies(sql, rows)
+    return found[0] if found and isinstance(found[0], File) else None
+
+
+async def shared_files(sql: Any, one: str, other: str) -> list[File]:
+    """Files whose current version both nodes hold durably, by id; with one node twice, those that it holds."""
+    rows = await sql.query(
+        f"SELECT {', '.join('entries.' + column for column in ENTRY_COLUMNS.split(', '))} FROM entries"
+        " JOIN copies AS a ON a.file = entries.id AND a.node = :one AND a.durable"
+        " JOIN copies AS b ON b.file = entries.id AND b.node = :other AND b.durable ORDER BY entries.id",
+        {"one": one, "other": other},
+    )
+    return [entry for entry in await _with_copies(sql, rows) if isinstance(entry, File)]
+
+
+async def pending_on(sql: Any, node: str) -> list[File]:
+    """Files whose current version the node should have and is not known to have, by id."""
+    rows = await sql.query(
+        f"SELECT {', '.join('entries.' + column for column in ENTRY_COLUMNS.split(', '))} FROM entries"
+        " JOIN copies ON copies.file = entries.id AND copies.node = :node AND NOT copies.durable ORDER BY entries.id",
+        {"node": node},
+    )
+    return [entry for entry in await _with_copies(sql, rows) if isinstance(entry, File)]
+
+
 async def file_by_attempt(sql: Any, file: EntryId, attempt: AttemptId) -> File | None:
     """The file, if this attempt is its current version."""
     found = await entry_by_id(sql, file)

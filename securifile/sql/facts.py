@@ -218,7 +218,7 @@ def person_of(row: Sequence[Any]) -> f.Person:
 
 def server_of(row: Sequence[Any]) -> f.Server:
     """A row of `servers`, all columns in order."""
-    name, kind, url, protocol_address, public_key, status, syslog_address = row
+    name, kind, url, protocol_address, public_key, status, syslog_address, boot, offline = row
     return f.Server(
         name=name,
         kind=ServerKind(kind),
@@ -227,6 +227,8 @@ def server_of(row: Sequence[Any]) -> f.Server:
         public_key=bytes(public_key),
         status=Status(status),
         syslog_address=syslog_address,
+        boot=boot,
+        offline=bool(offline),
     )
 
 

@@ -102,6 +102,7 @@ class SqliteDatabase:
         path: The file, made when it is missing; None for a database in memory.
         synchronous: `NORMAL` survives a crash of the process; after a power cut the last commits may be missing, which is
             right for what is fed again from elsewhere. `FULL` waits for the disk at each commit.
+        image: What a database in memory begins with; see `image`.
 
     Raises:
         DatabaseDamaged: the file is there and is not a database.
@@ -111,7 +112,7 @@ class SqliteDatabase:
     dialect = SQLITE
     _log = Logger()
 
-    def __init__(self, path: Path | None, *, synchronous: str = "NORMAL") -> None:
+    def __init__(self, path: Path | None, *, synchronous: str = "NORMAL", image: bytes | None = None) -> None:
         if synchronous not in ("OFF", "NORMAL", "FULL", "EXTRA"):
             raise ValueError(f"no such way to synchronise: {synchronous}")
         self._path = path
@@ -119,6 +120,9 @@ class SqliteDatabase:
         self._closed = False
         self._writer_turn = DeferredLock()
         self._writer = self._connect()
+        if image is not None:
+            with _translated():
+                self._writer.deserialize(image)
         if path is None:
             self._snapshot, self._snapshot_turn, self._look = self._writer, self._writer_turn, self._writer
         else:
@@ -178,6 +182,12 @@ class SqliteDatabase:
                 connection.execute("PRAGMA query_only = OFF")
         finally:
             self._snapshot_turn.release()
+
+    def image(self) -> bytes:
+        """What is committed, as the bytes that a file would hold."""
+        self._refuse_when_closed()
+        with _translated():
+            return self._writer.serialize()
 
     def close(self) -> Deferred[None]:
         """Wait for the transactions under way and close the file; nothing may be asked any more."""

@@ -75,7 +75,9 @@ FACT_TABLES = (
         protocol_address {text} NOT NULL,
         public_key {bytes} NOT NULL,
         status {text} NOT NULL,
-        syslog_address {text} NOT NULL)""",
+        syslog_address {text} NOT NULL,
+        boot {text} NOT NULL,
+        offline BOOLEAN NOT NULL)""",
     """CREATE TABLE settings (
         cluster {text} PRIMARY KEY,
         body {text} NOT NULL)""",

@@ -1,0 +1,76 @@
+"""The routes by which an administrator acts on a node: offline, online, repair."""
+
+from __future__ import annotations
+
+from klein import Klein
+
+from securifile.admin.backend import AdminBackend
+from securifile.admin.catalogue import Catalogue
+from securifile.admin.members import StatusChange
+from securifile.admin.peers import Peers
+from securifile.admin.requests import administrator, name_in
+from securifile.http.channel import Request
+from securifile.http.exchange import Access, Answer
+from securifile.http.shared_api import SharedApi
+from securifile.model.errors import Code, DeadlineExceeded, PeerUnreachable, Refusal
+from securifile.model.servers import ServerKind, Status
+from securifile.protocol import messages as m
+
+REPAIR_S = 6 * 3600.0
+"""How long a node may take to read all it has; it tells when it is done."""
+
+
+class OperationsApi:
+    """`POST /api/v1/servers/{name}/offline`, `/online` and `/repair`."""
+
+    def __init__(self, *, backend: AdminBackend, catalogue: Catalogue, peers: Peers) -> None:
+        self._backend = backend
+        self._catalogue = catalogue
+        self._peers = peers
+
+    def register(self, app: Klein, api: SharedApi) -> None:
+        """Put the routes on `app`."""
+        one = "/api/v1/servers/<name>"
+        api.route(app, f"{one}/offline", "POST", "offline", self._offline)
+        api.route(app, f"{one}/online", "POST", "online", self._online)
+        api.route(app, f"{one}/repair", "POST", "repair", self._repair)
+
+    async def _offline(self, request: Request, access: Access) -> Answer:
+        administrator(access)
+        return await self._set(access, name_in(request), offline=True)
+
+    async def _online(self, request: Request, access: Access) -> Answer:
+        administrator(access)
+        return await self._set(access, name_in(request), offline=False)
+
+    async def _set(self, access: Access, name: str, *, offline: bool) -> Answer:
+        changes: tuple[StatusChange, ...] = await self._backend.enter(self._catalogue.members.set_offline(name, offline))
+        access.detail = name + "".join(f": {change.before} -> {change.after}" for change in changes)
+        status = self._catalogue.roster.servers[name].status
+        return Answer(status=200, value={"name": name, "offline": offline, "status": status.value})
+
+    async def _repair(self, request: Request, access: Access) -> Answer:
+        """Have a node read all it should have, and fetch what is missing or rotten; it serves nobody meanwhile."""
+        administrator(access)
+        name = name_in(request)
+        server = self._catalogue.roster.servers.get(name)
+        if server is None or server.kind is not ServerKind.NODE:
+            raise Refusal(Code.NOT_FOUND, f"There is no node {name}.")
+        if server.status is Status.RUNNING:
+            raise Refusal(
+                Code.CONFLICT, f"{name} is running, and mends itself what it finds. Take it offline first to have all of it read."
+            )
+        try:
+            repaired: m.Repaired = await self._peers.ask(name, m.RepairSelf(), REPAIR_S)
+        except (PeerUnreachable, DeadlineExceeded) as error:
+            raise Refusal(Code.NOT_RUNNING, f"{name} cannot be reached: {error}. Start it, and try again.", retry_after_s=5.0) from error
+        access.detail = f"{name}: {repaired.checked} checked, {repaired.fetched} fetched, {len(repaired.lost)} lost"
+        return Answer(
+            status=200,
+            value={
+                "name": name,
+                "checked": repaired.checked,
+                "fetched": repaired.fetched,
+                "lost": [str(file) for file in repaired.lost],
+            },
+        )

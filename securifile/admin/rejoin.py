@@ -1,0 +1,148 @@
+"""Conducting the return of nodes: who challenges whom, and what is committed of it.
+
+    a node is down, not offline, answers, and has caught up
+      -> a nonce is drawn; every other node that answers is asked to verify it (`Verify`)
+      -> all verdicts good: admitted (running, with the boot that was verified); else: failed
+
+See `docs/decisions/0010-returning-nodes.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred, DeferredList
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from securifile.admin.catalogue import Catalogue
+from securifile.model.errors import DatabaseUnavailable, DeadlineExceeded, OutcomeUnknown, PeerUnreachable, Refusal, SpoolFull
+from securifile.model.records import AuditRecord
+from securifile.model.servers import Status
+from securifile.model.verification import NONCE_BYTES, Report, failure_of
+from securifile.protocol import messages as m
+from securifile.protocol.heartbeats import Ask, Heartbeats
+
+REPORT_S = 6 * 3600.0
+"""How long a challenger may take in all; that its prover makes progress, it sees to itself."""
+
+
+class Rejoins:
+    """Verifications under way, one a node at most."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        *,
+        clock: IReactorTime,
+        wall: Callable[[], float],
+        name: str,
+        catalogue: Catalogue,
+        ask: Ask,
+        heartbeats: Heartbeats,
+        boot_of: Callable[[str], str | None],
+        has_caught_up: Callable[[str], bool],
+        random: Callable[[int], bytes],
+        audit: Any,
+    ) -> None:
+        """Args:
+        boot_of: the life of a node's process, by its last heartbeat.
+        has_caught_up: whether a node's index is as far as could be asked.
+        """
+        self._clock = clock
+        self._wall = wall
+        self._name = name
+        self._catalogue = catalogue
+        self._ask = ask
+        self._heartbeats = heartbeats
+        self._boot_of = boot_of
+        self._has_caught_up = has_caught_up
+        self._random = random
+        self._audit = audit
+        self._under_way: dict[str, Deferred[None]] = {}
+
+    def look(self) -> None:
+        """Begin what can begin; called each heartbeat interval."""
+        for name in self._catalogue.roster.nodes:
+            server = self._catalogue.roster.servers[name]
+            boot = self._boot_of(name)
+            if server.status is not Status.DOWN or server.offline or boot is None or name in self._under_way:
+                continue
+            if self._heartbeats.is_answering(name) and self._has_caught_up(name):
+                running = self._under_way[name] = Deferred.fromCoroutine(self._rejoin(name, boot))
+                running.addErrback(self._interrupted, name)
+                running.addBoth(self._ended, name)
+
+    def stop(self) -> None:
+        """Give up what is under way; the next admin server, or this one's next start, begins anew."""
+        for running in list(self._under_way.values()):
+            running.cancel()
+
+    @property
+    def under_way(self) -> list[str]:
+        """Nodes that are being verified now."""
+        return sorted(self._under_way)
+
+    async def _rejoin(self, subject: str, boot: str) -> None:
+        challengers = [name for name in self._catalogue.roster.nodes if name != subject and self._heartbeats.is_answering(name)]
+        asked = m.Verify(subject=subject, nonce=self._random(NONCE_BYTES), position=self._catalogue.ledger.position)
+        self._log.info("{subject} returns; it is verified by {challengers}", subject=subject, challengers=challengers or "itself")
+        self._note("verification", subject, f"by {', '.join(challengers) or 'itself'}")
+        reports = await self._reports(asked, challengers)
+        if challengers and not reports:
+            # All challengers are gone: no verdict at all, and the next round asks again.
+            return
+        if not challengers:
+            reports = await self._reports(asked, [subject])
+        for report in reports:
+            self._note_report(subject, report)
+        if self._boot_of(subject) != boot or not self._heartbeats.is_answering(subject):
+            reason: str | None = "it stopped answering while it was verified"
+        else:
+            reason = failure_of(reports)
+        change = await self._catalogue.members.rejoined(subject, boot, reason is None)
+        for one in change.answer:
+            self._log.info("{subject} is {after}{why}", subject=subject, after=one.after, why="" if reason is None else f": {reason}")
+            self._note("status", subject, f"{one.before} -> {one.after}" + ("" if reason is None else f": {reason}"))
+
+    async def _reports(self, asked: m.Verify, challengers: Sequence[str]) -> list[Report]:
+        asking = [self._ask(name, asked, REPORT_S) for name in challengers]
+        try:
+            results = await DeferredList(asking, consumeErrors=True)
+        except CancelledError:
+            for one in asking:
+                one.cancel()
+            raise
+        reports = []
+        for name, (succeeded, answer) in zip(challengers, results, strict=True):
+            if succeeded:
+                reports.append(answer.report)
+            else:
+                self._log.warn("{name} cannot challenge: {problem}", name=name, problem=answer.getErrorMessage())
+        return reports
+
+    def _note_report(self, subject: str, report: Report) -> None:
+        detail = f"by {report.challenger}: {report.files} files, {report.bytes} bytes{'' if report.whole else ' (blocks picked by chance)'}"
+        detail += f", {report.bad_count} bad" if report.bad_count else ", all good"
+        if report.interrupted is not None:
+            detail += f", interrupted: {report.interrupted}"
+        self._note("verdict", subject, detail)
+        for bad in report.bad:
+            self._note("bad-copy", subject, f"{bad.verdict}: attempt {bad.attempt}, by {report.challenger}", entry=str(bad.file))
+
+    def _note(self, event: str, subject: str, detail: str, entry: str | None = None) -> None:
+        try:
+            self._audit.note(AuditRecord(at=self._wall(), server=self._name, event=event, peer=subject, entry=entry, detail=detail))
+        except SpoolFull:
+            self._log.warn("no room to record {event} of {subject}: {detail}", event=event, subject=subject, detail=detail)
+
+    def _interrupted(self, failure: Any, subject: str) -> None:
+        if failure.check(DatabaseUnavailable, OutcomeUnknown, PeerUnreachable, DeadlineExceeded, Refusal):
+            self._log.warn("verifying {subject} begins anew: {problem}", subject=subject, problem=failure.getErrorMessage())
+        elif not failure.check(CancelledError):
+            self._log.failure("verifying {subject} failed", failure, subject=subject)
+
+    def _ended(self, _: object, subject: str) -> None:
+        del self._under_way[subject]

@@ -1,0 +1,138 @@
+"""Judging the proofs of a returning node: the rules, without a disk.
+
+A challenger asks for each file it shares with the returning node; the node answers, from one reading of its disk, the plain
+digest and a digest keyed with a nonce. The digest that the catalogue recorded is the referee: a prover whose plain digest
+differs is wrong, whatever the challenger's own disk says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import StrEnum
+
+import attrs
+from blake3 import blake3
+
+from securifile.model.ids import AttemptId, EntryId
+
+NONCE_BYTES = 32
+"""A BLAKE3 key."""
+
+PICKS = 4
+"""Blocks read of each file when there is no time for whole files: one rotten half is missed once in sixteen."""
+
+
+class Verdict(StrEnum):
+    """What a challenger finds for one file."""
+
+    OK = "ok"
+    STALE = "stale"
+    MISSING = "missing"
+    CORRUPT = "corrupt"
+    GONE = "gone"
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether it makes the returning node failed."""
+        return self in (Verdict.MISSING, Verdict.CORRUPT)
+
+
+@attrs.frozen(kw_only=True)
+class Proof:
+    """What the returning node answers for one file."""
+
+    attempt: AttemptId
+    present: bool
+    plain: bytes = b""
+    """Digest of the whole blob by the version's algorithm; empty when only blocks were asked for, or it cannot be read."""
+    keyed: bytes = b""
+    """BLAKE3 of the same bytes, keyed with the nonce; empty when the blob cannot be read."""
+    knows: int | None = None
+    """The file's current version by the prover's index, when the blob is not there."""
+
+
+@attrs.frozen(kw_only=True)
+class Reading:
+    """What a server read of its own copy for the same question; None digests: it is not there or cannot be read."""
+
+    plain: bytes = b""
+    keyed: bytes = b""
+
+
+@attrs.frozen(kw_only=True)
+class BadCopy:
+    """A file whose copy on the returning node is not what it should be."""
+
+    file: EntryId
+    attempt: AttemptId
+    verdict: Verdict
+
+
+def judge(proof: Proof, *, number: int, digest: bytes, whole: bool, own: Reading | None, still_current: bool) -> tuple[Verdict, bool]:
+    """Judge one proof.
+
+    Args:
+        number: the version that was asked for.
+        digest: the one recorded for it.
+        whole: whether the whole blob was asked for.
+        own: the challenger's own reading; None when it verifies itself.
+        still_current: whether the version is still current, and recorded as durable on the prover, at the time of judging.
+
+    Returns:
+        The verdict, and whether the challenger's own copy is bad (which is then nobody else's fault).
+    """
+    if not still_current:
+        return Verdict.GONE, False
+    if not proof.present:
+        return (Verdict.STALE if proof.knows is not None and proof.knows < number else Verdict.MISSING), False
+    if not proof.keyed:
+        return Verdict.CORRUPT, False
+    if whole:
+        if proof.plain != digest:
+            return Verdict.CORRUPT, False
+        if own is None or proof.keyed == own.keyed:
+            return Verdict.OK, False
+        own_bad = own.plain != digest
+        return (Verdict.OK if own_bad else Verdict.CORRUPT), own_bad
+    if own is None or proof.keyed == own.keyed:
+        return Verdict.OK, False
+    # Each block of both was checked against its checksum when it was read: equal content gives equal digests, so one of
+    # them lies. If ours cannot be read, it is ours.
+    return (Verdict.OK, True) if not own.keyed else (Verdict.CORRUPT, False)
+
+
+def picked_blocks(nonce: bytes, attempt: AttemptId, blocks: int) -> list[int]:
+    """Which blocks of a blob to read when there is no time for all: few, spread by the nonce, in order."""
+    if blocks <= PICKS:
+        return list(range(blocks))
+    stream = blake3(attempt.value, key=nonce).digest(length=8 * PICKS)
+    return sorted({int.from_bytes(stream[8 * i : 8 * i + 8]) % blocks for i in range(PICKS)})
+
+
+@attrs.frozen(kw_only=True)
+class Report:
+    """What one challenger found."""
+
+    challenger: str
+    files: int
+    bytes: int
+    whole: bool
+    bad: tuple[BadCopy, ...] = ()
+    """The first of them; enough to name, however many there are."""
+    bad_count: int = 0
+    own_bad: int = 0
+    """Copies of the challenger's own that it found rotten on the way."""
+    interrupted: str | None = None
+    """Why the prover made no progress any more."""
+
+
+def failure_of(reports: Iterable[Report]) -> str | None:
+    """Why a returning node has failed, in words; None when every verdict is good."""
+    reasons = []
+    for report in reports:
+        if report.interrupted is not None:
+            reasons.append(f"{report.challenger}: interrupted, {report.interrupted}")
+        elif report.bad_count:
+            first = report.bad[0]
+            reasons.append(f"{report.challenger}: {report.bad_count} bad of {report.files}, first {first.file} {first.verdict}")
+    return "; ".join(reasons) or None

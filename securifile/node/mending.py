@@ -1,0 +1,165 @@
+"""Fetching blobs that this node should have: copies that are pending, and those that turned out missing or rotten.
+
+What it fetches is checked against the recorded digest before it counts, and a copy counts only when the catalogue has noted it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+from securifile.http.sources import Sources
+from securifile.model.errors import BlobExists, CorruptBlock, DiskFull, NoSuchBlob, OutcomeUnknown, Refusal, StreamBroken
+from securifile.model.facts import Fact, File
+from securifile.node.acting import Acting
+from securifile.node.index import Index
+from securifile.protocol import messages as m
+from securifile.protocol.rpc import Handlers, Peer
+from securifile.sql import directory
+
+AGAIN_S = 5.0
+"""How long to wait after a copy could not be fetched: holders return within seconds, or not soon."""
+
+LOST_NAMED_MAX = 100
+
+FAILED = (Refusal, OutcomeUnknown, StreamBroken, DiskFull, OSError)
+
+
+class Mending:
+    """Makes this node have what the catalogue says it should."""
+
+    _log = Logger()
+
+    def __init__(
+        self, *, clock: IReactorTime, name: str, index: Index, blobs: Any, sources: Sources, acting: Acting, rate: Callable[[], float]
+    ) -> None:
+        """Args:
+        rate: bytes a second that copying in the background may take; 0: no limit.
+        """
+        self._clock = clock
+        self._name = name
+        self._index = index
+        self._blobs = blobs
+        self._sources = sources
+        self._acting = acting
+        self._rate = rate
+        self._running: Deferred[None] | None = None
+        self._news: Deferred[None] = Deferred()
+
+    @property
+    def handlers(self) -> Handlers:
+        """What admin servers ask."""
+        return {m.RepairSelf: self._repair}
+
+    def learn(self, fact: Fact) -> None:
+        """Something may be pending here now."""
+        if isinstance(fact, File) and any(copy.node == self._name and not copy.durable for copy in fact.version.copies):
+            self._wake()
+
+    def start(self) -> None:
+        """Fetch what is pending, from now on."""
+        self._running = Deferred.fromCoroutine(self._run())
+        self._running.addErrback(self._stopped)
+        self._wake()
+
+    def stop(self) -> None:
+        """Leave the rest."""
+        running, self._running = self._running, None
+        if running is not None:
+            running.cancel()
+
+    def _wake(self) -> None:
+        if not self._news.called:
+            self._news.callback(None)
+
+    async def _run(self) -> None:
+        while True:
+            await self._news
+            self._news = Deferred()
+            for file in await directory.pending_on(self._index.sql, self._name):
+                try:
+                    await self._complete(file)
+                except FAILED as error:
+                    self._log.warn("the copy of {file} cannot be made yet: {problem}", file=str(file.id), problem=str(error))
+                    await deferLater(self._clock, AGAIN_S)
+                    self._wake()
+
+    async def _complete(self, file: File) -> None:
+        """Fetch one pending copy and have it noted."""
+        if await directory.file_by_attempt(self._index.sql, file.id, file.version.attempt) is None:
+            return
+        if not await self._is_whole(file):
+            await self._fetch(file, self._rate())
+        await self._acting.ask_admin(m.CopyMade(file=file.id, attempt=file.version.attempt))
+
+    async def _repair(self, peer: Peer, asked: m.RepairSelf) -> m.Repaired:
+        """Read everything that should be here, and fetch what is not."""
+        files = await directory.shared_files(self._index.sql, self._name, self._name)
+        fetched, lost = 0, []
+        for file in files:
+            if await self._is_whole(file):
+                continue
+            try:
+                await self._blobs.quarantine(file.version.attempt, "found bad by repair")
+                await self._fetch(file, 0.0)
+                fetched += 1
+            except FAILED as error:
+                self._log.error("{file} cannot be repaired: {problem}", file=str(file.id), problem=str(error))
+                lost.append(file.id)
+        return m.Repaired(checked=len(files), fetched=fetched, lost=tuple(lost[:LOST_NAMED_MAX]))
+
+    async def _is_whole(self, file: File) -> bool:
+        """Whether the blob is here, every block of it sound, and its recorded digest the version's."""
+        version = file.version
+        try:
+            sidecar = await self._blobs.sidecar(version.attempt)
+            if (sidecar.size, sidecar.digest) != (version.size, version.digest):
+                return False
+            reader = await self._blobs.open(version.attempt)
+            try:
+                source = reader.source(0, reader.size)
+                while await source.read():
+                    pass
+            finally:
+                reader.close()
+        except (NoSuchBlob, CorruptBlock, OSError):
+            return False
+        return True
+
+    async def _fetch(self, file: File, rate: float) -> None:
+        """Fetch a version's blob from a holder, and keep it if its digest is the recorded one."""
+        version = file.version
+        holders = [holder for holder in version.holders if holder != self._name]
+        source = self._sources.open(version, sorted(holders, key=lambda holder: not self._acting.is_available(holder)), 0, version.size)
+        try:
+            writer = await self._blobs.begin(version.attempt, version.algorithm)
+        except BlobExists:
+            # Whole but for a sidecar that says otherwise, or rotten: put it aside, do not trust it.
+            await self._blobs.quarantine(version.attempt, "not the version that the catalogue has")
+            writer = await self._blobs.begin(version.attempt, version.algorithm)
+        began = self._clock.seconds()
+        try:
+            while data := await source.read():
+                await writer.write(data)
+                early_s = writer.received / rate - (self._clock.seconds() - began) if rate else 0.0
+                if early_s > 0:
+                    await deferLater(self._clock, early_s)
+            summary = await writer.finish(file.id, version.number)
+        except BaseException:
+            await writer.abandon()
+            raise
+        finally:
+            source.close()
+        if (summary.size, summary.digest) != (version.size, version.digest):
+            await self._blobs.quarantine(version.attempt, "fetched with another digest than the catalogue's")
+            raise StreamBroken(f"what was fetched of {file.id} is not version {version.number}")
+        self._log.info("fetched {file} version {number}", file=str(file.id), number=version.number)
+
+    def _stopped(self, failure: Any) -> None:
+        if not failure.check(CancelledError):
+            self._log.failure("mending has stopped", failure)

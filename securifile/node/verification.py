@@ -1,0 +1,235 @@
+"""Verification: this node as challenger of a returning one, and as prover when it returns itself.
+
+The rules are in `model/verification.py`; here disks are read and questions sent. The challenger asks in batches and reads its own copies
+meanwhile. The prover reads each blob once a rejoin, however many challengers ask for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import attrs
+from blake3 import blake3
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from securifile.model.digests import DigestAlgorithm
+from securifile.model.errors import CorruptBlock, DeadlineExceeded, NoSuchBlob, PeerUnreachable, Refusal
+from securifile.model.facts import File
+from securifile.model.ids import AttemptId
+from securifile.model.settings import ClusterSettings
+from securifile.model.verification import BadCopy, Proof, Reading, Report, Verdict, judge, picked_blocks
+from securifile.node.index import Index
+from securifile.node.sidecars import BLOCK_BYTES
+from securifile.protocol import messages as m
+from securifile.protocol.heartbeats import Ask
+from securifile.protocol.rpc import Handlers, Peer
+from securifile.sql import directory
+
+BATCH_FILES = 200
+BATCH_BYTES = 64 * 1024 * 1024
+"""A batch is read within a second or two, so that a prover that makes no progress is noticed soon."""
+
+PROGRESS_S = 15.0
+"""A prover that has not answered for so long, beyond the time its disk needs, has been interrupted."""
+
+SLOWEST_BYTES_S = 4 * 1024 * 1024
+"""A disk that gives less than this is broken."""
+
+READ_BYTES_S = 200 * 1024 * 1024
+"""What reading and hashing is reckoned with when the depth is chosen: a core with SHA-256, or a good disk."""
+
+NAMED_MAX = 100
+"""Bad copies named in a report; they are all counted."""
+
+UNREADABLE = (CorruptBlock, OSError)
+
+
+@attrs.frozen(kw_only=True)
+class _Batch:
+    files: tuple[File, ...]
+    bytes: int
+
+
+def _batches(files: Sequence[File]) -> list[_Batch]:
+    batches: list[_Batch] = []
+    current: list[File] = []
+    size = 0
+    for file in files:
+        if current and (len(current) >= BATCH_FILES or size + file.version.size > BATCH_BYTES):
+            batches.append(_Batch(files=tuple(current), bytes=size))
+            current, size = [], 0
+        current.append(file)
+        size += file.version.size
+    if current:
+        batches.append(_Batch(files=tuple(current), bytes=size))
+    return batches
+
+
+class Verification:
+    """Challenges and proofs of one node."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        *,
+        clock: IReactorTime,
+        name: str,
+        index: Index,
+        blobs: Any,
+        worker: Any,
+        ask: Ask,
+        settings: Callable[[], ClusterSettings],
+        own_copy_bad: Callable[[AttemptId, str], None],
+    ) -> None:
+        """Args:
+        own_copy_bad: told of a copy on this node's disk that turned out to be rotten.
+        """
+        self._clock = clock
+        self._name = name
+        self._index = index
+        self._blobs = blobs
+        self._worker = worker
+        self._ask = ask
+        self._settings = settings
+        self._own_copy_bad = own_copy_bad
+        self._nonce = b""
+        self._readings: dict[tuple[AttemptId, bool], Deferred[Reading | None]] = {}
+
+    @property
+    def handlers(self) -> Handlers:
+        """What others ask."""
+        return {m.Verify: self._verify, m.Challenge: self._prove}
+
+    # --- challenger ---
+
+    async def _verify(self, peer: Peer, asked: m.Verify) -> m.Verified:
+        await self._index.reached(asked.position)
+        files = await directory.shared_files(self._index.sql, self._name, asked.subject)
+        total = sum(file.version.size for file in files)
+        whole = total <= self._settings().verification_budget_s * READ_BYTES_S
+        self._log.info("verifying {subject}: {files} files, {bytes} bytes", subject=asked.subject, files=len(files), bytes=total)
+        bad: list[BadCopy] = []
+        own_bad = 0
+        interrupted: str | None = None
+        for batch in _batches(files):
+            try:
+                proofs = await self._proofs(asked, batch, whole)
+            except (DeadlineExceeded, PeerUnreachable, Refusal) as error:
+                interrupted = str(error)
+                break
+            for file, proof in zip(batch.files, proofs, strict=True):
+                verdict, own_is_bad = await self._judge(asked, file, proof, whole)
+                own_bad += own_is_bad
+                if own_is_bad:
+                    self._own_copy_bad(file.version.attempt, "found rotten while another node was verified")
+                if verdict.is_bad:
+                    bad.append(BadCopy(file=file.id, attempt=file.version.attempt, verdict=verdict))
+        report = Report(
+            challenger=self._name,
+            files=len(files),
+            bytes=total,
+            whole=whole,
+            bad=tuple(bad[:NAMED_MAX]),
+            bad_count=len(bad),
+            own_bad=own_bad,
+            interrupted=interrupted,
+        )
+        self._log.info("verified {subject}: {report}", subject=asked.subject, report=report)
+        return m.Verified(report=report)
+
+    async def _proofs(self, asked: m.Verify, batch: _Batch, whole: bool) -> tuple[Proof, ...]:
+        challenge = m.Challenge(
+            nonce=asked.nonce,
+            whole=whole,
+            items=tuple(
+                m.ChallengeItem(file=file.id, attempt=file.version.attempt, algorithm=file.version.algorithm) for file in batch.files
+            ),
+        )
+        if asked.subject == self._name:
+            return (await self._answer(challenge)).proofs
+        timeout_s = PROGRESS_S + batch.bytes / SLOWEST_BYTES_S
+        answer: m.Proofs = await self._ask(asked.subject, challenge, timeout_s)
+        if [proof.attempt for proof in answer.proofs] != [item.attempt for item in challenge.items]:
+            raise PeerUnreachable(f"{asked.subject} answers for other files than it was asked for")
+        return answer.proofs
+
+    async def _judge(self, asked: m.Verify, file: File, proof: Proof, whole: bool) -> tuple[Verdict, bool]:
+        version = file.version
+        own: Reading | None = None
+        if asked.subject != self._name and proof.present:
+            own = await self._read(asked.nonce, version.attempt, version.algorithm, whole) or Reading()
+        known = await directory.file_by_attempt(self._index.sql, file.id, version.attempt)
+        still = known is not None and any(copy.node == asked.subject and copy.durable for copy in known.version.copies)
+        return judge(proof, number=version.number, digest=version.digest, whole=whole, own=own, still_current=still)
+
+    # --- prover ---
+
+    async def _prove(self, peer: Peer, asked: m.Challenge) -> m.Proofs:
+        return await self._answer(asked)
+
+    async def _answer(self, asked: m.Challenge) -> m.Proofs:
+        if asked.nonce != self._nonce:
+            self._nonce, self._readings = asked.nonce, {}
+        return m.Proofs(proofs=tuple([await self._proof(asked, item) for item in asked.items]))
+
+    async def _proof(self, asked: m.Challenge, item: m.ChallengeItem) -> Proof:
+        key = item.attempt, asked.whole
+        reading = self._readings.get(key)
+        if reading is None:
+            reading = self._readings[key] = Deferred.fromCoroutine(self._read(asked.nonce, item.attempt, item.algorithm, asked.whole))
+        # A second challenger waits for the same reading: it must not be consumed by the first.
+        shared: Deferred[Reading | None] = Deferred()
+        reading.addCallback(_passing_on(shared))
+        found = await shared
+        if found is None:
+            current = await directory.entry_by_id(self._index.sql, item.file)
+            knows = current.version.number if isinstance(current, File) else None
+            return Proof(attempt=item.attempt, present=False, knows=knows)
+        return Proof(attempt=item.attempt, present=True, plain=found.plain, keyed=found.keyed)
+
+    # --- the disk ---
+
+    async def _read(self, nonce: bytes, attempt: AttemptId, algorithm: DigestAlgorithm, whole: bool) -> Reading | None:
+        """Both digests of a blob from one reading; None when it is not there, empty ones when it cannot be read."""
+        try:
+            reader = await self._blobs.open(attempt)
+        except NoSuchBlob:
+            return None
+        except UNREADABLE:
+            return Reading()
+        plain, keyed = algorithm.hasher(), blake3(key=nonce)
+
+        def take(data: bytes) -> None:
+            if whole:
+                plain.update(data)
+            keyed.update(data)
+
+        blocks = -(-reader.size // BLOCK_BYTES)
+        parts = (
+            [(0, reader.size)]
+            if whole
+            else [(block * BLOCK_BYTES, min((block + 1) * BLOCK_BYTES, reader.size)) for block in picked_blocks(nonce, attempt, blocks)]
+        )
+        try:
+            for start, stop in parts:
+                source = reader.source(start, stop)
+                while data := await source.read():
+                    await self._worker.do(take, data)
+        except UNREADABLE:
+            return Reading()
+        finally:
+            reader.close()
+        return Reading(plain=plain.digest() if whole else b"", keyed=keyed.digest())
+
+
+def _passing_on(waiting: Deferred[Any]) -> Callable[[Any], Any]:
+    def pass_on(result: Any) -> Any:
+        if not waiting.called:
+            waiting.callback(result)
+        return result
+
+    return pass_on
