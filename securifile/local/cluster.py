@@ -46,6 +46,7 @@ CA_FILE = "ca.pem"
 ADMIN = "admin1"
 _ADMIN_GRACE_S = 40.0
 """An admin server stops its PostgreSQL first, and gives that half a minute on a slow disk."""
+_BUSY_S = 1.0
 _RUNNING_WITHIN_S = 60.0
 """A loaded machine starts six interpreters and a database in this time."""
 
@@ -347,12 +348,13 @@ class LocalCluster:
                 # All servers start together here, which is how TLS may be turned on or off.
                 kept = attrs.evolve(kept, tls=tls)
                 kept.write(self.directory / PLAN_FILE)
-            busy = [(name, port) for name, uses in kept.servers.items() for port in uses.values() if not is_free(port)]
-            if busy:
+            try:
+                # Not at the first look: somebody else's look at the same port takes it, too, for a moment.
+                eventually(lambda: not _busy(kept), _BUSY_S, "")
+            except TimeRanOut:
                 raise ClusterError(
-                    f"another program listens on {', '.join(f'port {port} of {name}' for name, port in busy)}. "
-                    f"Stop it, or start a new cluster in another directory."
-                )
+                    f"another program listens on {', '.join(_busy(kept))}. Stop it, or start a new cluster in another directory."
+                ) from None
             return kept
         taken: set[int] = set()
         servers = {ADMIN: first_free(ports("admin", 1), taken)}
@@ -388,6 +390,11 @@ class LocalCluster:
         if pid is not None:
             # SIGINT: PostgreSQL's "fast" shutdown, which does not wait for clients.
             end_process(pid, lambda line: self.postgres_pid() == pid, first=signal.SIGINT)
+
+
+def _busy(plan: Plan) -> list[str]:
+    """The ports of a plan on which somebody listens."""
+    return [f"port {port} of {name}" for name, uses in plan.servers.items() for port in uses.values() if not is_free(port)]
 
 
 def _is_postgres(pid: int, data: Path) -> bool:

@@ -73,6 +73,7 @@ def test_leftovers_are_stopped_first(tmp_path: Path) -> None:
 def test_a_taken_port_is_named(tmp_path: Path) -> None:
     """A first run takes other ports; a later one cannot, and says which port and whose."""
     with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         other.bind(("127.0.0.1", first_free(anywhere("node", 1), set())["https"]))
         other.listen()
         port = other.getsockname()[1]
