@@ -148,6 +148,8 @@ class Node:
             blobs=stores.blobs,
             pool=self._pool,
             redirector=redirector,
+            authenticator=self.authenticator,
+            transfers=self._transfers,
             random=world.random,
             below=world.below,
         )

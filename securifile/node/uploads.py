@@ -21,6 +21,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from securifile.http.answers import uploaded_json
+from securifile.http.authentication import Authenticator
 from securifile.http.channel import Request
 from securifile.http.digest_fields import format_digest, parse_digests
 from securifile.http.exchange import Access, Answer
@@ -28,14 +29,15 @@ from securifile.http.lookup import Lookup, authorise
 from securifile.http.ranges import Verdict, etag_of, evaluate, parse_preconditions
 from securifile.http.redirects import Redirector, check_ticket
 from securifile.http.targets import Target
+from securifile.http.transfers import Transfer, Transfers
 from securifile.model.digests import DigestAlgorithm
 from securifile.model.entries import BlobSummary, Copy
-from securifile.model.errors import Code, OutcomeUnknown, Refusal
+from securifile.model.errors import Code, OutcomeUnknown, Refusal, StreamBroken
 from securifile.model.facts import File, Folder
 from securifile.model.ids import AttemptId, EntryId
 from securifile.model.leases import first_granter, new_path_key
 from securifile.model.placement import place
-from securifile.model.roles import Action
+from securifile.model.roles import Action, Role
 from securifile.model.serving import serving_order
 from securifile.node.acting import Acting, no_catalogue
 from securifile.node.cluster import Cluster
@@ -51,6 +53,9 @@ OUTCOME_S = 10.0
 """How long the outcome of a commit is asked for before the client hears that it is unknown."""
 
 OUTCOME_AGAIN_S = 0.2
+
+QUOTA_LOOK_BYTES = 8 * 1024 * 1024
+"""How often the quota is looked at while a body of unknown length comes: what it may be exceeded by for a moment."""
 
 
 @attrs.frozen(kw_only=True)
@@ -100,6 +105,8 @@ class Uploads:
         blobs: Any,
         pool: BulkPool,
         redirector: Redirector,
+        authenticator: Authenticator,
+        transfers: Transfers,
         random: Callable[[int], bytes],
         below: Callable[[int], int],
     ) -> None:
@@ -111,6 +118,8 @@ class Uploads:
         self._blobs = blobs
         self._pool = pool
         self._redirector = redirector
+        self._authenticator = authenticator
+        self._transfers = transfers
         self._random = random
         self._below = below
         self.under_way: set[AttemptId] = set()
@@ -127,7 +136,7 @@ class Uploads:
         if elsewhere is not None:
             return elsewhere
         attempt = AttemptId(self._random(16))
-        first = self._name if plan.before is not None else first_granter(plan.lock, self._cluster.roster.running)
+        first = self._first_granter(plan)
         lock = await self._cluster.locks.take(plan.lock, attempt, access.signed_in.username, first)
         self.under_way.add(attempt)
         try:
@@ -140,6 +149,12 @@ class Uploads:
             lock.release()
         await self._acting.spread(committed.position, committed.facts)
         return self._answer(access, committed, target)
+
+    def _first_granter(self, plan: Plan) -> str:
+        """Whose lease comes first: the acting origin's, even when this node relays, so that two starters ask the same one."""
+        if plan.before is not None:
+            return next(iter(serving_order(plan.before.version, self._cluster.is_available)), self._name)
+        return first_granter(plan.lock, self._cluster.roster.running or [self._name])
 
     # --- 1: judge ---
 
@@ -207,7 +222,7 @@ class Uploads:
         """Refuse or redirect; None when the upload is to be taken here."""
         if not self._acting.has_catalogue():
             raise no_catalogue()
-        await self._check_quota(plan, asked)
+        await self._check_quota(plan, asked.size or 0)
         caller = access.signed_in
         if plan.before is not None:
             order = serving_order(plan.before.version, self._cluster.is_available)
@@ -237,16 +252,16 @@ class Uploads:
             raise Refusal(Code.DISK_FULL, "This node's disk has no room for that. Upload through another node.", node=self._name)
         return None
 
-    async def _check_quota(self, plan: Plan, asked: Asked) -> None:
+    async def _check_quota(self, plan: Plan, size: int) -> None:
         owner = await self._acting.read(lambda sql: directory.person(sql, plan.owner))
-        if owner is None or owner.quota_bytes is None or asked.size is None:
+        if owner is None or owner.quota_bytes is None:
             return
         used = (await self._acting.read(lambda sql: directory.usage(sql, plan.owner))).bytes
         before = plan.before.version.size if plan.before is not None else 0
-        if used - before + asked.size > owner.quota_bytes and asked.size > before:
+        if used - before + size > owner.quota_bytes and size > before:
             raise Refusal(
                 Code.QUOTA,
-                f"This needs {used - before + asked.size} bytes, and the quota of {plan.owner} is {owner.quota_bytes}.",
+                f"This needs {used - before + size} bytes, and the quota of {plan.owner} is {owner.quota_bytes}.",
                 quota=owner.quota_bytes,
                 used=used,
             )
@@ -295,10 +310,21 @@ class Uploads:
 
     async def _stream(self, request: Request, access: Access, asked: Asked, fanout: Fanout, writer: Any, plan: Plan) -> BlobSummary:
         checks = {algorithm: algorithm.hasher() for algorithm in asked.digests if algorithm != self._cluster.roster.settings.digest}
-        while data := await request.body.read():
-            for hasher in checks.values():
-                hasher.update(data)
-            await fanout.write(data)
+        reasons: list[str] = []
+        transfer = self._transfer(request, access, plan, reasons)
+        with self._transfers.watched(transfer):
+            if self._transfers.changed_at >= request.begun_at:
+                # Since the rights were judged nobody watched: the lock and the replicas may have taken seconds.
+                await transfer.check()
+            looked_at = 0
+            while data := await self._read(request, reasons):
+                for hasher in checks.values():
+                    hasher.update(data)
+                await fanout.write(data)
+                if asked.size is None and writer.received - looked_at >= QUOTA_LOOK_BYTES:
+                    # Nobody said how much will come: an endless body must not fill the disks first and be refused then.
+                    looked_at = writer.received
+                    await self._check_quota(plan, looked_at)
         access.bytes = writer.received
         summary: BlobSummary = await writer.finish(plan.file, plan.number)
         for algorithm, expected in asked.digests.items():
@@ -309,6 +335,37 @@ class Uploads:
                     f"The {algorithm} digest of what arrived is {found.hex()}, not the {expected.hex()} of Repr-Digest. Upload again.",
                 )
         return summary
+
+    def _transfer(self, request: Request, access: Access, plan: Plan, reasons: list[str]) -> Transfer:
+        """The upload as it is watched: cut off when the right to it ends, with the reason in `reasons`."""
+        entry, action = (plan.parent, Action.CREATE) if plan.before is None else (plan.file, Action.MODIFY)
+
+        def cut(reason: str) -> None:
+            reasons.append(reason)
+            request.body.break_off(reason)
+
+        async def role(sql: Any) -> Role | None:
+            return await directory.role_along(sql, access.signed_in.username, await directory.ancestry(sql, entry))
+
+        async def check() -> None:
+            access.caller = await self._authenticator.again(access.signed_in)
+            authorise(await self._acting.read(role), action)
+
+        def has_ended() -> bool:
+            return access.signed_in.has_ended(self._acting.wall())
+
+        # A moment without standing ends no upload: whether this node is running is judged at the commit.
+        return Transfer(entry=entry, check=check, cut=cut, has_ended=has_ended, needs_standing=False)
+
+    async def _read(self, request: Request, reasons: list[str]) -> bytes:
+        try:
+            data: bytes = await request.body.read()
+        except StreamBroken:
+            if not reasons:
+                raise
+        if reasons:
+            raise Refusal(Code.FORBIDDEN, f"The upload was cut off: {reasons[0]}")
+        return data
 
     async def _give_up(self, writer: Any, attempt: AttemptId) -> None:
         """End the attempt: nothing of it is committed, and holders may delete what they have."""

@@ -76,6 +76,8 @@ def uploads(acting: Any, **others: Any) -> Uploads:
         "blobs": MemoryBlobs(),
         "pool": None,
         "redirector": None,
+        "authenticator": None,
+        "transfers": None,
         "random": bytes,
         "below": lambda limit: 0,
     }
