@@ -42,6 +42,6 @@ class OperatorAuthenticator(Authenticator):
                 return Caller(person=OPERATOR)
         return await super().caller(request)
 
-    async def again(self, caller: Caller) -> Person:
+    async def again(self, caller: Caller) -> Caller:
         """See `Authenticator.again`."""
-        return OPERATOR if caller.person is OPERATOR else await super().again(caller)
+        return caller if caller.person is OPERATOR else await super().again(caller)

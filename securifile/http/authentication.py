@@ -23,11 +23,17 @@ class Caller:
     session: bytes | None = attrs.field(default=None, repr=False)
     """Hash of the session's token, when it was one."""
     ticket: Ticket | None = None
+    session_until: float | None = None
+    """Wall clock at which the session ends by itself."""
 
     @property
     def username(self) -> str:
         """The person's name."""
         return self.person.username
+
+    def has_ended(self, wall: float) -> bool:
+        """Whether the session or the account has ended by itself, going by what was known last: time to ask again."""
+        return any(until is not None and until <= wall for until in (self.session_until, self.person.valid_until))
 
 
 class Authenticator:
@@ -56,17 +62,20 @@ class Authenticator:
             "Sign in first: send Authorization: Bearer with a token from POST /api/v1/sessions, or user name and password (curl -u).",
         )
 
-    async def again(self, caller: Caller) -> Person:
+    async def again(self, caller: Caller) -> Caller:
         """The caller as known now: for whoever has been at it for a while. Raises `Refusal` when the sign-in or the account has ended."""
         if caller.session is not None:
-            return (await self._by_token(caller.session)).person
-        return await self._person(caller.username)
+            return attrs.evolve(await self._by_token(caller.session), ticket=caller.ticket)
+        person = await self._person(caller.username)
+        if person.credentials != caller.person.credentials:
+            raise Refusal(Code.BAD_CREDENTIALS, "The password was changed. Sign in again.")
+        return attrs.evolve(caller, person=person)
 
     async def _by_token(self, hashed: bytes) -> Caller:
         session = await self._backend.read(lambda sql: directory.session(sql, hashed))
         if session is None or session.expires_at <= self._backend.wall():
             raise Refusal(Code.BAD_CREDENTIALS, "This sign-in has expired or was ended. Sign in again.")
-        return Caller(person=await self._person(session.username), session=hashed)
+        return Caller(person=await self._person(session.username), session=hashed, session_until=session.expires_at)
 
     async def _by_password(self, basic: BasicPassword, peer: str) -> Caller:
         known = await self._backend.read(lambda sql: directory.person_by_login(sql, basic.username))

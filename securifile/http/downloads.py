@@ -132,15 +132,16 @@ class Downloads:
         headers: HeaderList,
         length: int,
     ) -> None:
-        sink = request.start(status, headers, length)
+        sink: Any = None
         reasons: list[str] = []
 
         def cut(reason: str) -> None:
             reasons.append(reason)
-            sink.abort()
+            if sink is not None:
+                sink.abort()
 
         async def check() -> None:
-            await self._authenticator.again(access.signed_in)
+            access.caller = await self._authenticator.again(access.signed_in)
 
             async def role(sql: Any) -> Role | None:
                 chain = await directory.ancestry(sql, found.entry.id)
@@ -148,7 +149,16 @@ class Downloads:
 
             authorise(await self._backend.read(role), Action.READ)
 
-        with self._transfers.watched(Transfer(check=check, cut=cut)):
+        def has_ended() -> bool:
+            return access.signed_in.has_ended(self._backend.wall())
+
+        with self._transfers.watched(Transfer(entry=found.entry.id, check=check, cut=cut, has_ended=has_ended)):
+            if self._transfers.changed_at >= request.begun_at:
+                # Since the rights were judged nobody watched: the first bytes may have taken seconds.
+                await check()
+            if reasons:
+                raise Refusal(Code.FORBIDDEN, reasons[0])
+            sink = request.start(status, headers, length)
             data = first
             try:
                 while data:
