@@ -89,7 +89,7 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
 
 
 def test_the_usual_ports_are_those_of_the_design() -> None:
-    """Admin server 8443, 8444, 6514; nodes from 9443 in steps of ten; 2000 higher when taken, so that nodes never get what is an admin server's."""
+    """Admin server 8443, 8444, 6514; nodes from 9443 in steps of ten; 2000 higher when taken, so that kinds do not mix."""
     assert next(usual("admin", 1)) == {"https": 8443, "protocol": 8444, "syslog": 6514}
     assert next(usual("node", 2)) == {"https": 9453, "protocol": 9454}
     later = usual("node", 1)
