@@ -36,9 +36,7 @@ def with_password(http: Http, username: str, password: str) -> Http:
 
 
 def with_session(http: Http, username: str, password: str) -> Http:
-    answer = attrs.evolve(http, authorization=None).request(
-        "POST", "/api/v1/sessions", json={"username": username, "password": password}
-    )
+    answer = attrs.evolve(http, authorization=None).request("POST", "/api/v1/sessions", json={"username": username, "password": password})
     return attrs.evolve(http, authorization=f"Bearer {answer.must(201).json()['token']}")
 
 
