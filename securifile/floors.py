@@ -27,6 +27,7 @@ FLOORS: dict[str, int] = {
     "securifile.client.command": VOICES,
     "securifile.client.__main__": VOICES,
     "securifile.local.*": VOICES,
+    "securifile.simulation.*": VOICES,
     # what both kinds of server are as processes
     "securifile.process": HANDS,
     "securifile.workers": HANDS,
@@ -40,6 +41,7 @@ FLOORS: dict[str, int] = {
     "securifile.model.ids": WORDS,
     "securifile.model.interfaces": WORDS,
     "securifile.model.paths": WORDS,
+    "securifile.model.proofs": WORDS,
     "securifile.model.records": WORDS,
     "securifile.model.roles": WORDS,
     "securifile.model.servers": WORDS,

@@ -18,9 +18,10 @@ from twisted.logger import Logger
 
 from securifile.admin.catalogue import Catalogue
 from securifile.model.errors import DatabaseUnavailable, DeadlineExceeded, OutcomeUnknown, PeerUnreachable, Refusal, SpoolFull
+from securifile.model.proofs import Report
 from securifile.model.records import AuditRecord
 from securifile.model.servers import Status
-from securifile.model.verification import NONCE_BYTES, Report, failure_of
+from securifile.model.verification import NONCE_BYTES, failure_of
 from securifile.protocol import messages as m
 from securifile.protocol.heartbeats import Ask, Heartbeats
 

@@ -8,64 +8,17 @@ differs is wrong, whatever the challenger's own disk says.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from enum import StrEnum
 
-import attrs
 from blake3 import blake3
 
-from securifile.model.ids import AttemptId, EntryId
+from securifile.model.ids import AttemptId
+from securifile.model.proofs import Proof, Reading, Report, Verdict
 
 NONCE_BYTES = 32
 """A BLAKE3 key."""
 
 PICKS = 4
 """Blocks read of each file when there is no time for whole files: one rotten half is missed once in sixteen."""
-
-
-class Verdict(StrEnum):
-    """What a challenger finds for one file."""
-
-    OK = "ok"
-    STALE = "stale"
-    MISSING = "missing"
-    CORRUPT = "corrupt"
-    GONE = "gone"
-
-    @property
-    def is_bad(self) -> bool:
-        """Whether it makes the returning node failed."""
-        return self in (Verdict.MISSING, Verdict.CORRUPT)
-
-
-@attrs.frozen(kw_only=True)
-class Proof:
-    """What the returning node answers for one file."""
-
-    attempt: AttemptId
-    present: bool
-    plain: bytes = b""
-    """Digest of the whole blob by the version's algorithm; empty when only blocks were asked for, or it cannot be read."""
-    keyed: bytes = b""
-    """BLAKE3 of the same bytes, keyed with the nonce; empty when the blob cannot be read."""
-    knows: int | None = None
-    """The file's current version by the prover's index, when the blob is not there."""
-
-
-@attrs.frozen(kw_only=True)
-class Reading:
-    """What a server read of its own copy for the same question; None digests: it is not there or cannot be read."""
-
-    plain: bytes = b""
-    keyed: bytes = b""
-
-
-@attrs.frozen(kw_only=True)
-class BadCopy:
-    """A file whose copy on the returning node is not what it should be."""
-
-    file: EntryId
-    attempt: AttemptId
-    verdict: Verdict
 
 
 def judge(proof: Proof, *, number: int, digest: bytes, whole: bool, own: Reading | None, still_current: bool) -> tuple[Verdict, bool]:
@@ -107,23 +60,6 @@ def picked_blocks(nonce: bytes, attempt: AttemptId, blocks: int) -> list[int]:
         return list(range(blocks))
     stream = blake3(attempt.value, key=nonce).digest(length=8 * PICKS)
     return sorted({int.from_bytes(stream[8 * i : 8 * i + 8]) % blocks for i in range(PICKS)})
-
-
-@attrs.frozen(kw_only=True)
-class Report:
-    """What one challenger found."""
-
-    challenger: str
-    files: int
-    bytes: int
-    whole: bool
-    bad: tuple[BadCopy, ...] = ()
-    """The first of them; enough to name, however many there are."""
-    bad_count: int = 0
-    own_bad: int = 0
-    """Copies of the challenger's own that it found rotten on the way."""
-    interrupted: str | None = None
-    """Why the prover made no progress any more."""
 
 
 def failure_of(reports: Iterable[Report]) -> str | None:

@@ -19,8 +19,9 @@ from securifile.model.digests import DigestAlgorithm
 from securifile.model.errors import CorruptBlock, DeadlineExceeded, NoSuchBlob, PeerUnreachable, Refusal
 from securifile.model.facts import File
 from securifile.model.ids import AttemptId
+from securifile.model.proofs import BadCopy, Proof, Reading, Report, Verdict
 from securifile.model.settings import ClusterSettings
-from securifile.model.verification import BadCopy, Proof, Reading, Report, Verdict, judge, picked_blocks
+from securifile.model.verification import judge, picked_blocks
 from securifile.node.index import Index
 from securifile.node.sidecars import BLOCK_BYTES
 from securifile.protocol import messages as m

@@ -287,7 +287,5 @@ class _MemoryEndpoint:
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
         """Connect."""
         done: Deferred[IProtocol] = Deferred()
-        self._network.clock.callLater(
-            self._network.latency_s, self._network.connect, self._host, self._address, protocolFactory, done
-        )
+        self._network.clock.callLater(self._network.latency_s, self._network.connect, self._host, self._address, protocolFactory, done)
         return done

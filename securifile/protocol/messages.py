@@ -15,9 +15,9 @@ from securifile.model.digests import DigestAlgorithm
 from securifile.model.entries import Copy
 from securifile.model.facts import Change, Fact
 from securifile.model.ids import AttemptId, EntryId, Position
+from securifile.model.proofs import Proof, Report
 from securifile.model.roles import Role
 from securifile.model.servers import Status
-from securifile.model.verification import Proof, Report
 
 
 @attrs.frozen(kw_only=True)

@@ -51,9 +51,7 @@ CONNECT_S = 3.0
 
 def refused_from(refusal: Refusal) -> Refused:
     """A `Refusal` as a message."""
-    return Refused(
-        code=refusal.code.value, detail=refusal.detail, retry_after_s=refusal.retry_after_s, evidence=dict(refusal.evidence)
-    )
+    return Refused(code=refusal.code.value, detail=refusal.detail, retry_after_s=refusal.retry_after_s, evidence=dict(refusal.evidence))
 
 
 def refusal_from(refused: Refused) -> Refusal:

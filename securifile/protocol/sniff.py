@@ -30,9 +30,7 @@ _log = Logger()
 TLS_HANDSHAKE = 0x16
 """Content type of the record that every TLS client begins with (RFC 8446, section 5.1)."""
 
-SPEAKS_TLS_ONLY = goodbye_frame(
-    Refused(code=Code.BAD_REQUEST.value, detail="this server speaks TLS only; start yours without --no-tls")
-)
+SPEAKS_TLS_ONLY = goodbye_frame(Refused(code=Code.BAD_REQUEST.value, detail="this server speaks TLS only; start yours without --no-tls"))
 """What a protocol port answers to plain text: a goodbye that the other server can read and log."""
 SPEAKS_PLAIN_ONLY = goodbye_frame(Refused(code=Code.BAD_REQUEST.value, detail="this server runs with --no-tls; start yours with it, too"))
 """What a protocol port without TLS answers to TLS: for the client's TLS no record at all, which it reports (see `wire`)."""
@@ -41,13 +39,7 @@ SPEAKS_PLAIN_ONLY = goodbye_frame(Refused(code=Code.BAD_REQUEST.value, detail="t
 def http_answer(detail: str) -> bytes:
     """An HTTP 400 with an RFC 9457 problem, for an HTTPS port that hears plain text."""
     body = f'{{"type":"about:blank","status":400,"code":"{Code.BAD_REQUEST.value}","title":"Bad Request","detail":"{detail}"}}\n'.encode()
-    head = (
-        "HTTP/1.1 400 Bad Request\r\n"
-        "Content-Type: application/problem+json\r\n"
-        f"Content-Length: {len(body)}\r\n"
-        "Connection: close\r\n"
-        "\r\n"
-    )
+    head = f"HTTP/1.1 400 Bad Request\r\nContent-Type: application/problem+json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     return head.encode() + body
 
 

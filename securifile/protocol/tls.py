@@ -169,5 +169,3 @@ def tls_connector(reactor: Any, current: CurrentCredentials, bind_address: bytes
         return wrapClientTLS(_Connecting(current), plain)
 
     return connect
-
-
