@@ -282,6 +282,8 @@ def _put_server(world: World, choose: Choose) -> tuple[f.Fact, ...]:
             public_key=b"key of " + name.encode(),
             status=choose(Status),
             syslog_address=choose(["", f"{name}:6514"]),
+            boot=choose(["", "b1", "b2"]),
+            offline=choose([False, True]),
         ),
     )
 

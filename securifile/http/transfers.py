@@ -60,7 +60,8 @@ class Transfers:
         self._clock = clock
         self._interval_s = interval_s
         self._serves = serves
-        self._under_way: set[Transfer] = set()
+        # In order of their beginning: a set's order would differ from run to run.
+        self._under_way: dict[Transfer, None] = {}
         self._checking: Deferred[None] = succeed(None)
         self._again = False
         self._timer: Any = None
@@ -83,11 +84,11 @@ class Transfers:
     @contextmanager
     def watched(self, transfer: Transfer) -> Iterator[None]:
         """While inside, the transfer may be cut."""
-        self._under_way.add(transfer)
+        self._under_way[transfer] = None
         try:
             yield
         finally:
-            self._under_way.discard(transfer)
+            self._under_way.pop(transfer, None)
 
     def learn(self, fact: f.Fact) -> None:
         """Something changed in the index; if it can end a right, look at all transfers again."""

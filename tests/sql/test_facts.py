@@ -10,7 +10,6 @@ import attrs
 import pytest
 import pytest_twisted
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 
 from securifile.model import facts as f
@@ -149,20 +148,19 @@ async def test_a_fact_may_be_applied_twice(tables: Tables, past: History) -> Non
 
 
 @settings(deadline=None)
-@given(facts=st.lists(values(f.Person) | values(f.Session) | values(f.Server) | values(f.Settings) | values(f.Grant), max_size=5))
-def test_every_value_comes_out_as_it_went_in(facts: list[f.Fact]) -> None:
-    """Names in any script, extreme numbers and empty bytes come back as they were; of two about one thing the later."""
+@given(fact=values(f.Person) | values(f.Session) | values(f.Server) | values(f.Settings) | values(f.Grant))
+def test_every_value_comes_out_as_it_went_in(fact: f.Fact) -> None:
+    """Names in any script, extreme numbers and empty bytes come back as they were."""
     tables = Tables(SqliteDatabase(None))
 
     async def through() -> list[f.Fact]:
         await tables.make()
-        await tables.apply(facts)
+        await tables.apply([fact])
         return await tables.every_fact()
 
     found: list[f.Fact] = []
     Deferred.fromCoroutine(through()).addCallback(found.extend)
-    assert set(map(repr, found)) <= set(map(repr, facts))
-    assert {type(fact) for fact in found} == {type(fact) for fact in facts}
+    assert found == [fact]
 
 
 @pytest_twisted.ensureDeferred
