@@ -21,7 +21,7 @@ from securifile.certificates.authority import Authority, BadSigningRequest
 from securifile.certificates.identity import leaf_key
 from securifile.certificates.names import ServerUri
 from securifile.model.errors import Code, DatabaseUnavailable, OutcomeUnknown, Refusal
-from securifile.model.facts import Fact, Server
+from securifile.model.facts import Change, Fact, Server
 from securifile.model.ids import Position
 from securifile.model.servers import HostPort, ServerKind
 from securifile.protocol import messages as m
@@ -74,8 +74,13 @@ class AdminBackend:
         self._spreading = Spreading(
             clock=clock, roster=catalogue.roster, name=name, ask=peers.ask, here=lambda position, facts: succeed(None)
         )
+        catalogue.ledger.listen(self._learn)
         self.has_database = True
         """Whether the database answered when it was last asked."""
+
+    def _learn(self, position: Position, change: Change) -> None:
+        for fact in change.facts:
+            self._spreading.learn(fact)
 
     # --- for people: see `Backend` ---
 

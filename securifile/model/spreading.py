@@ -18,7 +18,8 @@ def spread_enough(
 
     Args:
         acknowledged: nodes whose index has the commit, the acting one included.
-        running: nodes that are held for running now.
+        running: nodes that are held for running now, or were so a standing period ago: who is put down while others still answer
+            it does not know of it yet, and serves.
         nodes: all nodes of the cluster.
         waited_s: seconds since the commit.
         interval_s: the heartbeat interval.

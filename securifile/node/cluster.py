@@ -274,6 +274,7 @@ class Cluster:
     def _learn(self, fact: Fact) -> None:
         before = self.roster.servers.get(fact.name) if isinstance(fact, Server) else None
         self.roster.learn(fact)
+        self.spreading.learn(fact)
         match fact:
             case Server():
                 self._connect(fact)

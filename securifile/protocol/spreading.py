@@ -11,13 +11,17 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from securifile.model.errors import DeadlineExceeded, PeerUnreachable, Refusal
-from securifile.model.facts import Fact
+from securifile.model.facts import Fact, Server, ServerGone
 from securifile.model.ids import Position
 from securifile.model.roster import Roster
+from securifile.model.servers import ServerKind, Status
 from securifile.model.spreading import spread_enough
 from securifile.model.standing import FRESH_INTERVALS
 from securifile.protocol.heartbeats import Ask
 from securifile.protocol.messages import Announce
+
+LOOKS = 10
+"""How often in a standing period a waiting commit looks whether it is over."""
 
 
 class Spreading:
@@ -43,6 +47,30 @@ class Spreading:
         self._roster = roster
         self._ask = ask
         self._here = here
+        self._held: dict[str, bool] = {}
+        self._left: dict[str, float] = {}
+        """Monotonic seconds at which nodes were put down, or removed."""
+
+    def learn(self, fact: Fact) -> None:
+        """Hear of each change of the catalogue: who is held for running no more may go on serving until their standing has run out."""
+        match fact:
+            case Server(kind=ServerKind.NODE):
+                runs = fact.status is Status.RUNNING
+            case ServerGone():
+                runs = False
+            case _:
+                return
+        if self._held.get(fact.name, True) and not runs:
+            self._left[fact.name] = self._clock.seconds()
+        elif runs:
+            self._left.pop(fact.name, None)
+        self._held[fact.name] = runs
+
+    def _needed(self, period_s: float) -> set[str]:
+        """Who must know: who is running, and who was so a standing period ago and may not have heard yet that this is over."""
+        oldest = self._clock.seconds() - period_s
+        self._left = {name: at for name, at in self._left.items() if at > oldest}
+        return {*self._roster.running, *self._left}
 
     def spread(self, position: Position, facts: tuple[Fact, ...]) -> Deferred[None]:
         """Announce a commit; fires when no node can serve an older state any more.
@@ -61,7 +89,7 @@ class Spreading:
         def look() -> None:
             if not enough.called and spread_enough(
                 acknowledged,
-                self._roster.running,
+                self._needed(FRESH_INTERVALS * self._roster.settings.heartbeat_interval_s),
                 self._roster.nodes,
                 waited_s=self._clock.seconds() - began,
                 interval_s=self._roster.settings.heartbeat_interval_s,
@@ -90,10 +118,18 @@ class Spreading:
         for one in telling:
             one.addErrback(self._report)
         timer = self._clock.callLater(patience_s, look)
-        look()
+        again: Any = None
+
+        def look_again() -> None:
+            nonlocal again
+            again = self._clock.callLater(patience_s / LOOKS, look_again)
+            look()
+
+        look_again()
         try:
             await enough
         finally:
+            again.cancel()
             if timer.active():
                 timer.cancel()
             for one in telling:

@@ -173,3 +173,36 @@ def test_an_index_that_fails_here_is_no_acknowledgement() -> None:
     world.wait(20.0)
     assert world.outcome == []
     world.spreading.cancel()
+
+
+def test_who_was_just_put_down_is_waited_for_until_it_must_know() -> None:
+    """A node that others put down while the admin server still answered it serves until it hears of it, or its standing has run out."""
+    for change in (server("n3", Status.DOWN), ServerGone(name="n3")):
+        world = World(nodes(3))
+        spreading = Spreading(clock=world.clock, roster=world.roster, name="n1", ask=world.ask, here=lambda position, facts: succeed(None))
+        world.roster.learn(change)
+        spreading.learn(change)
+        world.wait(1.0)
+        world.ask.rules["n2"] = lambda message: Done()
+        outcome: list[Any] = []
+        spreading.spread(AT, FACTS).addBoth(outcome.append)
+        assert outcome == []
+        world.wait(FRESH_INTERVALS - 1.1)
+        assert outcome == []
+        world.wait(0.5)
+        assert outcome == [None]
+        spreading.spread(AT, FACTS).addBoth(outcome.append)
+        assert outcome == [None, None], "it is waited for once"
+
+
+def test_who_was_just_put_down_and_knows_is_not_waited_for() -> None:
+    """Its acknowledgement says that its index has the commit, and with it that it is down."""
+    world = World(nodes(2))
+    spreading = Spreading(clock=world.clock, roster=world.roster, name="n1", ask=world.ask, here=lambda position, facts: succeed(None))
+    change = server("n2", Status.DOWN)
+    world.roster.learn(change)
+    spreading.learn(change)
+    world.ask.rules["n2"] = lambda message: Done()
+    outcome: list[Any] = []
+    spreading.spread(AT, FACTS).addBoth(outcome.append)
+    assert outcome == [None]
