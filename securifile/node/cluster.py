@@ -13,7 +13,7 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from securifile.model.errors import Code, DeadlineExceeded, PeerUnreachable, Refusal
+from securifile.model.errors import Code, DeadlineExceeded, PeerUnreachable, Refusal, SpoolFull
 from securifile.model.facts import Fact, Server, ServerGone
 from securifile.model.ids import BEGINNING, Position
 from securifile.model.records import AuditRecord
@@ -201,11 +201,16 @@ class Cluster:
         if judged.serves:
             return
         if judged.behind:
-            waiting = self._index.reached(self.heartbeats.heard)
+            heard = self.heartbeats.heard
+            waiting = self._index.reached(heard)
             timer = self._clock.callLater(BEHIND_S, waiting.cancel)
             try:
                 await waiting
                 judged = self.standing()
+                if judged.behind and self._index.position >= heard:
+                    # All that was answered before this request came is known here. What was heard of since does not count: under
+                    # constant writing there is always something.
+                    return
             except CancelledError:
                 pass
             finally:
@@ -343,7 +348,11 @@ class Cluster:
             self._log.failure("the disk's space could not be measured", failure)
 
     def _judged(self, name: str, before: Status, after: Status) -> None:
-        self._audit.note(AuditRecord(at=self._wall(), server=self._name, event="judgement", peer=name, detail=f"{before} -> {after}"))
+        try:
+            self._audit.note(AuditRecord(at=self._wall(), server=self._name, event="judgement", peer=name, detail=f"{before} -> {after}"))
+        except SpoolFull:
+            # The heartbeats to all others must go on.
+            self._log.warn("no room to record that {server} is held for {after}", server=name, after=after)
 
     def identity_of(self, name: str) -> tuple[HostPort, PeerIdentity]:
         """Where a server is and who must be there, for bulk connections. Raises `PeerUnreachable`."""

@@ -1,0 +1,114 @@
+"""When a node lets a request in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import Clock
+
+from securifile.audit.memory import MemoryAudit
+from securifile.model import facts as f
+from securifile.model.entries import Space
+from securifile.model.errors import Refusal
+from securifile.model.ids import Position
+from securifile.model.servers import ServerKind, Status
+from securifile.node.cluster import BEHIND_S, Cluster
+from securifile.node.index import Index
+from securifile.sql.sqlite import SqliteDatabase, run_now
+
+BOOT = "this life"
+
+
+def change(revision: int) -> f.Change:
+    return f.Change(revision=revision, facts=(f.SessionGone(token_hash=b"t"),))
+
+
+class World:
+    """A node alone in its cluster, running."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.audit = MemoryAudit()
+        self.index = Index(SqliteDatabase(None), lambda: 0.0)
+        run_now(self.index.open())
+        run_now(self.index.replace(Position(1, 0), [server(Status.RUNNING)]))
+        self.cluster = Cluster(
+            clock=self.clock,
+            wall=lambda: 0.0,
+            name="n1",
+            boot=BOOT,
+            index=self.index,
+            space=lambda: succeed(Space(used_bytes=0, available_bytes=0)),
+            make_link=lambda server, handlers: (_ for _ in ()).throw(AssertionError("it is alone")),
+            audit=self.audit,
+            audit_kept=lambda boot, number: None,
+            more_handlers=dict,
+        )
+        run_now(self.cluster.start())
+
+    def ask(self) -> list[Any]:
+        """Ask to be admitted; the outcome, when there is one."""
+        outcome: list[Any] = []
+        Deferred.fromCoroutine(self.cluster.admit()).addBoth(outcome.append)
+        return outcome
+
+
+def server(status: Status) -> f.Server:
+    return f.Server(
+        name="n1",
+        kind=ServerKind.NODE,
+        url="https://n1:9443",
+        protocol_address="n1:9444",
+        public_key=b"",
+        status=status,
+        boot=BOOT,
+    )
+
+
+def test_a_request_waits_for_what_was_heard_of_before_it() -> None:
+    """A node that is some milliseconds behind lets a request wait for that, and then in."""
+    world = World()
+    assert world.ask() == [None]
+    world.cluster.heartbeats.hear(Position(1, 1))
+    asked = world.ask()
+    assert asked == []
+    run_now(world.index.apply_changes(1, [change(1)]))
+    assert asked == [None]
+
+
+def test_constant_writing_keeps_nobody_out() -> None:
+    """What was heard of after the request had come is not waited for: under constant writing there is always something."""
+    world = World()
+    world.cluster.heartbeats.hear(Position(1, 1))
+    asked = world.ask()
+    world.cluster.heartbeats.hear(Position(1, 2))
+    run_now(world.index.apply_changes(1, [change(1)]))
+    assert asked == [None]
+
+
+def test_a_node_that_does_not_catch_up_says_no() -> None:
+    """After a while the person is sent elsewhere."""
+    world = World()
+    world.cluster.heartbeats.hear(Position(1, 1))
+    asked = world.ask()
+    world.clock.advance(BEHIND_S)
+    assert asked[0].check(Refusal)
+
+
+def test_who_was_put_down_meanwhile_is_not_let_in() -> None:
+    """Catching up may bring that this node is held for down."""
+    world = World()
+    world.cluster.heartbeats.hear(Position(1, 1))
+    asked = world.ask()
+    world.cluster.heartbeats.hear(Position(1, 2))
+    run_now(world.index.apply_changes(1, [f.Change(revision=1, facts=(server(Status.DOWN),))]))
+    assert asked[0].check(Refusal)
+
+
+def test_a_full_spool_stops_no_heartbeats() -> None:
+    """That a judgement cannot be written down is no reason to send no heartbeats: others would put this node down, too."""
+    world = World()
+    world.audit.full = True
+    world.cluster._judged("n2", Status.RUNNING, Status.DOWN)
+    assert world.audit.records == []
