@@ -13,6 +13,7 @@ from urllib.parse import quote
 from klein import Klein
 from twisted.internet.defer import CancelledError
 from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
 
 from securifile.http.answers import details_json, entry_json, path_text, person_json, time_text
 from securifile.http.authentication import Authenticator, Caller
@@ -24,7 +25,7 @@ from securifile.http.lookup import Lookup, authorise
 from securifile.http.problems import refusal_of, status_of
 from securifile.http.ranges import Verdict, etag_of, evaluate, parse_preconditions
 from securifile.http.targets import Target, parse_place, parse_target
-from securifile.model.errors import Code, Refusal, StreamBroken
+from securifile.model.errors import Code, OutcomeUnknown, Refusal, SpoolFull, StreamBroken
 from securifile.model.facts import File, Folder
 from securifile.model.ids import EntryId
 from securifile.model.records import AuditRecord
@@ -56,6 +57,8 @@ class Contents(Protocol):
 
 class SharedApi:
     """The common routes on one server."""
+
+    _log = Logger()
 
     def __init__(self, *, clock: IReactorTime, backend: Backend, authenticator: Authenticator, lookup: Lookup, contents: Contents) -> None:
         self._clock = clock
@@ -108,20 +111,20 @@ class SharedApi:
                 request.user = access.caller.username
             answer = await handler(request, access)
         except (StreamBroken, CancelledError):
-            audit.note(self._record(request, access, began, CLIENT_GONE, "the client went away"))
+            self._note(self._record(request, access, began, CLIENT_GONE, "the client went away"))
             raise
         except Exception as error:
             refusal = refusal_of(error)
             if refusal is not None and refusal.code is not Code.NO_CREDENTIALS:
-                audit.note(self._record(request, access, began, status_of(refusal.code), refusal.code.value))
+                self._note(self._record(request, access, began, status_of(refusal.code), refusal.code.value))
             elif refusal is None:
-                audit.note(self._record(request, access, began, 500, type(error).__name__))
+                self._note(self._record(request, access, began, 500, type(error).__name__))
             raise
         record = self._record(request, access, began, answer.status, access.detail)
         if request.method in (b"GET", b"HEAD"):
             audit.note(record)
         else:
-            await audit.keep(record)
+            await self._keep(record)
         if isinstance(answer, Streamed):
             return None
         if answer.value is None:
@@ -130,6 +133,22 @@ class SharedApi:
                 request.setHeader(name, value)
             return b""
         return answer_json(request, answer.status, answer.value, answer.headers)
+
+    def _note(self, record: AuditRecord) -> None:
+        """Record what was not done, or not as far as is known. What becomes of the record must not hide what became of the request."""
+        try:
+            self._backend.audit.note(record)
+        except SpoolFull:
+            self._log.error(
+                "no room to record {event} of {person}: {status}", event=record.event, person=record.person, status=record.status
+            )
+
+    async def _keep(self, record: AuditRecord) -> None:
+        """Record what was done. That there is no room for it is no refusal any more: then who asked is told that they cannot be sure."""
+        try:
+            await self._backend.audit.keep(record)
+        except SpoolFull as full:
+            raise OutcomeUnknown(f"it was done, but could not be written down: {full}") from full
 
     def _record(self, request: Request, access: Access, began: float, status: int, detail: str | None) -> AuditRecord:
         return AuditRecord(
