@@ -182,7 +182,8 @@ class Request(server.Request):
         contentless = status in (204, 304)
         silent = contentless or self.method == b"HEAD"
         out.removeHeader(b"Transfer-Encoding")
-        if length is not None and status != 204:
+        # A 304 may only tell the length that a 200 would have had (RFC 9110, section 8.6), and nobody who says 0 means that.
+        if length is not None and status != 204 and (status, length) != (304, 0):
             out.setRawHeaders(b"Content-Length", [b"%d" % length])
         else:
             out.removeHeader(b"Content-Length")

@@ -69,7 +69,8 @@ class Downloads:
         if evaluate(preconditions, "GET", etag) is Verdict.NOT_MODIFIED:
             return Answer(status=304, headers=tuple(headers))
         wanted: ByteRange | None = None
-        if range_applies(preconditions, etag):
+        # Of all methods only GET knows ranges; HEAD answers as if there were none (RFC 9110, section 14.2).
+        if request.method == b"GET" and range_applies(preconditions, etag):
             try:
                 wanted = parse_range(request.header("range"), file.version.size)
             except Refusal:
