@@ -84,15 +84,21 @@ class Acting:
             Refusal: certainly not done; CATALOGUE_UNAVAILABLE when there is nobody to ask.
             OutcomeUnknown: the answer was lost.
         """
+        refused = no_catalogue()
         for name in self._cluster.admins:
             link = self._cluster.link(name)
             if link is None or not link.connected:
                 continue
             try:
                 return await link.ask(message, timeout_s)
+            except Refusal as refusal:
+                if refusal.code is not Code.CATALOGUE_UNAVAILABLE:
+                    raise
+                # That one has no database now, and did nothing; the next one may have it.
+                refused = refusal
             except (DeadlineExceeded, PeerUnreachable) as error:
                 raise OutcomeUnknown(f"the answer of {name} was lost: {error}") from error
-        raise no_catalogue()
+        raise refused
 
     async def act(self, asked: m.MakeFolder | m.Delete | m.Move | m.SetGrant) -> m.Acted:
         """See `Backend`."""
