@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import argon2
 import attrs
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredSemaphore
 
 from securifile.admin.ledger import Decision, Entered, Ledger
 from securifile.http.identity import new_token, token_hash
@@ -27,6 +28,13 @@ PASSWORD_BYTES_MAX = 1024
 FAILURES_MAX = 10
 FAILURES_WINDOW_S = 60.0
 """Ten wrong passwords a minute for one name from one address: far above fingers, far below guessing."""
+
+VERIFYING_MAX = 2
+"""Passwords verified at once: each takes a thread and 64 MiB, and the other threads are for fsync."""
+WAITING_MAX = 256
+"""Passwords that wait for it: seconds of work. More are refused before they cost anything."""
+WAITING_PER_PEER_MAX = 64
+"""Of these from one address, so that one client cannot take the whole queue."""
 
 _WRONG = "The user name (or e-mail address) and the password do not fit together."
 
@@ -88,6 +96,8 @@ class People:
         self._worker = worker
         self._hasher = hasher
         self._throttle = Throttle()
+        self._verifying = DeferredSemaphore(VERIFYING_MAX)
+        self._waiting: Counter[str] = Counter()
         # Verified when there is no such person, so that the time an answer takes does not tell who exists.
         self._nobody = hasher.hash(random(16).hex())
 
@@ -208,16 +218,34 @@ class People:
             person = await directory.person(sql, rows[0][0])
             return None if person is None else (person, rows[0][1])
 
-        found = await self._ledger.database.read(ask)
-        fits = len(password.encode()) <= PASSWORD_BYTES_MAX and await self._worker.do(
-            self._verify, self._nobody if found is None else found[1], password
-        )
-        if found is None or not fits:
-            self._throttle.failed(username, peer, self._wall())
-            raise Refusal(Code.BAD_CREDENTIALS, _WRONG)
+        self._make_room(peer)
+        self._waiting[peer] += 1
+        try:
+            await self._verifying.acquire()
+            try:
+                # Once more: of a hundred guesses that came at once the first ten may have failed by now.
+                self._throttle.check(username, peer, self._wall())
+                found = await self._ledger.database.read(ask)
+                fits = len(password.encode()) <= PASSWORD_BYTES_MAX and await self._worker.do(
+                    self._verify, self._nobody if found is None else found[1], password
+                )
+                if found is None or not fits:
+                    self._throttle.failed(username, peer, self._wall())
+                    raise Refusal(Code.BAD_CREDENTIALS, _WRONG)
+            finally:
+                self._verifying.release()
+        finally:
+            self._waiting[peer] -= 1
+            if not self._waiting[peer]:
+                del self._waiting[peer]
         person: Person = found[0]
         check_account(person, self._wall())
         return person
+
+    def _make_room(self, peer: str) -> None:
+        """Raise `Refusal` if too many passwords are being verified: they are slow on purpose, and cheap to send."""
+        if self._waiting.total() >= WAITING_MAX or self._waiting[peer] >= WAITING_PER_PEER_MAX:
+            raise Refusal(Code.TOO_MANY_REQUESTS, "Too many passwords are being checked just now. Try again.", retry_after_s=2.0)
 
     def sign_in(self, username: str, password: str, peer: str) -> Deferred[m.SignedIn]:
         """Begin a session. Raises `Refusal`."""

@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred, DeferredList, gatherResults
 from twisted.internet.task import deferLater
 
 from securifile.admin.members import Seen
-from securifile.admin.people import FAILURES_MAX, FAILURES_WINDOW_S, NewPerson
+from securifile.admin.people import FAILURES_MAX, FAILURES_WINDOW_S, VERIFYING_MAX, WAITING_PER_PEER_MAX, NewPerson
 from securifile.audit.keeping import ReceivedRecord
 from securifile.model.entries import Copy
 from securifile.model.errors import Code, OutcomeUnknown, Refusal
@@ -901,3 +901,50 @@ async def test_the_name_of_a_removed_holder_is_not_given_again(world: World) -> 
     assert await refused(world.catalogue.members.invite("n3")) is Code.EXISTS
     await world.put("alice/f")
     await world.catalogue.members.invite("n3")
+
+
+class HeldWorker:
+    """A worker whose work waits until it is let go."""
+
+    def __init__(self) -> None:
+        self.held: list[Callable[[], None]] = []
+
+    def do(self, work: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
+        result: Deferred[Any] = Deferred()
+        self.held.append(lambda: result.callback(work(*arguments)))
+        return result
+
+    async def let_all_go(self) -> None:
+        while self.held:
+            self.held.pop(0)()
+            await deferLater(reactor, 0)
+
+
+@pytest_twisted.ensureDeferred
+async def test_guesses_at_once_are_counted_like_guesses_in_a_row() -> None:
+    """A hundred wrong passwords sent together are throttled after ten, though none had failed when they came."""
+    world, worker = World(SqliteDatabase(None)), HeldWorker()
+    await world.open()
+    world.catalogue.people._worker = worker
+    guesses = [world.catalogue.people.check_password("alice", f"guess {number}", "peer") for number in range(50)]
+    await worker.let_all_go()
+    codes = [result.code for result in await all_of(guesses)]
+    assert codes.count(Code.BAD_CREDENTIALS) <= FAILURES_MAX + VERIFYING_MAX
+    assert set(codes) == {Code.BAD_CREDENTIALS, Code.TOO_MANY_REQUESTS}
+
+
+@pytest_twisted.ensureDeferred
+async def test_passwords_do_not_pile_up() -> None:
+    """What is slow to verify and cheap to send is bounded: in all, and for each address; others get their turn."""
+    world, worker = World(SqliteDatabase(None)), HeldWorker()
+    await world.open()
+    people = world.catalogue.people
+    people._worker = worker
+    flood = [people.check_password(f"nobody{number}", "guess", "flooder") for number in range(WAITING_PER_PEER_MAX + 5)]
+    assert len(worker.held) == VERIFYING_MAX
+    assert [one.called for one in flood[-5:]] == [True] * 5
+    alice = people.check_password("alice", PASSWORD, "elsewhere")
+    await worker.let_all_go()
+    assert (await alice).username == "alice"
+    assert not people._waiting
+    assert set(map(type, await all_of(flood))) == {Refusal}
