@@ -201,6 +201,10 @@ class NodeService(Service):
         return await Enrolment(self._reactor, folder).join(self._options.join, url, address, hosts)
 
     async def _index(self, path: Path) -> Index:
+        # Names of people and files are nobody's business on this machine; SQLite gives its other files the mode of this one.
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        os.fchmod(descriptor, 0o600)
+        os.close(descriptor)
         try:
             database = SqliteDatabase(path)
             index = Index(database, time.time)
