@@ -18,6 +18,8 @@ from securifile.admin.contents import RedirectedContents
 from securifile.admin.followers import Followers
 from securifile.admin.operator import OperatorAuthenticator
 from securifile.admin.peers import Peers
+from securifile.admin.repair import ROUND_S as REPAIR_ROUND_S
+from securifile.admin.repair import Repair
 from securifile.admin.watch import KEEP_S, Watch
 from securifile.certificates.authority import Authority
 from securifile.http.downloads import Downloads
@@ -97,6 +99,13 @@ class Admin:
         self.contents = RedirectedContents(
             backend=self.backend, lookup=self.lookup, downloads=downloads, redirector=redirector, below=world.below
         )
+        self.repair = Repair(
+            ledger=ledger,
+            roster=roster,
+            wall=wall,
+            room=lambda: {name: seen.available_bytes for name, seen in self.watch.seen.items() if roster.is_running(name)},
+            below=world.below,
+        )
         self._chores = Chores(
             clock,
             [
@@ -104,6 +113,7 @@ class Admin:
                 Chore(name="keeping heartbeats", pause_s=KEEP_S, work=self.watch.keep),
                 Chore(name="forgetting expired sessions", pause_s=TIDY_S, work=catalogue.people.forget_expired_sessions),
                 Chore(name="trimming the feed", pause_s=TIDY_S, work=self._trim),
+                Chore(name="planning repairs", pause_s=REPAIR_ROUND_S, work=self.repair.round),
             ],
         )
 

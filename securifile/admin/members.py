@@ -131,7 +131,7 @@ class Members:
                     Code.INVALID_TOKEN,
                     "This join token was used already, has expired, or is for another name. Make a new one: securifile node invite NAME.",
                 )
-            return Decision(facts=(attrs.evolve(node, status=Status.DOWN),), answer=None)
+            return Decision(facts=(attrs.evolve(node, status=Status.DOWN, since=self._wall()),), answer=None)
 
         return self._ledger.enter("enrol", decide)
 
@@ -214,7 +214,7 @@ class Members:
             own = {name: status for name, status in admins.items() if name in servers}
             after = summarise(held, known, own, absent(servers.values(), boots))
             changed = [name for name in sorted(held) if after[name] is not held[name]]
-            facts: tuple[Fact, ...] = tuple(attrs.evolve(servers[name], status=after[name]) for name in changed)
+            facts: tuple[Fact, ...] = tuple(attrs.evolve(servers[name], status=after[name], since=self._wall()) for name in changed)
             return Decision(facts=facts, answer=tuple(StatusChange(server=name, before=held[name], after=after[name]) for name in changed))
 
         return self._ledger.enter("judge", decide)
@@ -226,7 +226,7 @@ class Members:
             server = await directory.server(sql, name)
             if server is None or server.status is not Status.DOWN or server.offline:
                 return Decision(facts=(), answer=())
-            fact = attrs.evolve(server, boot=boot, status=Status.RUNNING if good else Status.FAILED)
+            fact = attrs.evolve(server, boot=boot, status=Status.RUNNING if good else Status.FAILED, since=self._wall())
             return Decision(facts=(fact,), answer=(StatusChange(server=name, before=server.status, after=fact.status),))
 
         return self._ledger.enter("rejoined", decide)
@@ -240,12 +240,48 @@ class Members:
                 raise Refusal(Code.NOT_FOUND, f"There is no node {name}.")
             if not offline and server.status is Status.RUNNING:
                 return Decision(facts=(), answer=())
-            fact = attrs.evolve(server, offline=offline, status=Status.DOWN)
-            if fact == server:
+            if (server.offline, server.status) == (offline, Status.DOWN):
                 return Decision(facts=(), answer=())
+            fact = attrs.evolve(server, offline=offline, status=Status.DOWN, since=self._wall())
             return Decision(facts=(fact,), answer=(StatusChange(server=name, before=server.status, after=fact.status),))
 
         return self._ledger.enter("set offline", decide)
+
+    def drain(self, name: str, draining: bool) -> Deferred[Entered[None]]:
+        """Have the files of a node kept elsewhere, or no longer. Raises `Refusal`."""
+
+        async def decide(sql: Any, position: Position) -> Decision[None]:
+            server = await directory.server(sql, name)
+            if server is None or server.kind is not ServerKind.NODE:
+                raise Refusal(Code.NOT_FOUND, f"There is no node {name}.")
+            known = await directory.settings(sql)
+            assert known is not None
+            staying = [node for node in await directory.servers(sql, ServerKind.NODE) if node.name != name and not node.draining]
+            if draining and len(staying) < known.settings.copies_wanted:
+                raise Refusal(
+                    Code.CONFLICT,
+                    f"{len(staying)} nodes would stay for {known.settings.copies_wanted} copies. Add a node, or lower replicas.",
+                    staying=len(staying),
+                )
+            fact = attrs.evolve(server, draining=draining)
+            return Decision(facts=() if fact == server else (fact,), answer=None)
+
+        return self._ledger.enter("drain", decide)
+
+    async def copies_on(self, name: str) -> tuple[int, int]:
+        """How many copies a node holds, and how many of them are the only durable one."""
+
+        async def ask(sql: Any) -> tuple[int, int]:
+            held = await sql.query("SELECT count(*) FROM copies WHERE node = :name", {"name": name})
+            only = await sql.query(
+                "SELECT count(*) FROM copies AS mine WHERE node = :name AND durable AND NOT EXISTS"
+                " (SELECT 1 FROM copies AS other WHERE other.file = mine.file AND other.node <> :name AND other.durable)",
+                {"name": name},
+            )
+            return int(held[0][0]), int(only[0][0])
+
+        found: tuple[int, int] = await self._ledger.database.read(ask)
+        return found
 
     async def keep_matrix(self, opinions: Mapping[tuple[str, str], Status]) -> None:
         """Write down who holds whom for what, and since when."""

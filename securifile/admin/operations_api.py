@@ -1,4 +1,4 @@
-"""The routes by which an administrator acts on a node: offline, online, repair."""
+"""The routes by which an administrator acts on a node: offline, online, repair, drain."""
 
 from __future__ import annotations
 
@@ -34,6 +34,8 @@ class OperationsApi:
         api.route(app, f"{one}/offline", "POST", "offline", self._offline)
         api.route(app, f"{one}/online", "POST", "online", self._online)
         api.route(app, f"{one}/repair", "POST", "repair", self._repair)
+        api.route(app, f"{one}/drain", "POST", "drain", self._drain)
+        api.route(app, f"{one}/drain", "DELETE", "undrain", self._undrain)
 
     async def _offline(self, request: Request, access: Access) -> Answer:
         administrator(access)
@@ -48,6 +50,20 @@ class OperationsApi:
         access.detail = name + "".join(f": {change.before} -> {change.after}" for change in changes)
         status = self._catalogue.roster.servers[name].status
         return Answer(status=200, value={"name": name, "offline": offline, "status": status.value})
+
+    async def _drain(self, request: Request, access: Access) -> Answer:
+        administrator(access)
+        return await self._set_drain(name_in(request), draining=True, only_look=request.query("dry_run") == "1")
+
+    async def _undrain(self, request: Request, access: Access) -> Answer:
+        administrator(access)
+        return await self._set_drain(name_in(request), draining=False, only_look=False)
+
+    async def _set_drain(self, name: str, *, draining: bool, only_look: bool) -> Answer:
+        copies, only = await self._catalogue.members.copies_on(name)
+        if not only_look:
+            await self._backend.enter(self._catalogue.members.drain(name, draining))
+        return Answer(status=200, value={"name": name, "draining": draining, "dry_run": only_look, "copies": copies, "only_copies": only})
 
     async def _repair(self, request: Request, access: Access) -> Answer:
         """Have a node read all it should have, and fetch what is missing or rotten; it serves nobody meanwhile."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, get_type_hints
 
 import attrs
 from klein import Klein
@@ -108,6 +109,9 @@ class ServersApi:
             "name": server.name,
             "kind": server.kind.value,
             "status": server.status.value,
+            "since": time_text(server.since),
+            "offline": server.offline,
+            "draining": server.draining,
             "url": server.url,
             "protocol_address": server.protocol_address,
             "used_bytes": None if seen is None else seen.used_bytes,
@@ -252,20 +256,20 @@ def _time(request: Request, name: str, default: float) -> float:
         raise Refusal(Code.BAD_REQUEST, f"{name} is a time like 2026-12-31T23:59:59Z.") from None
 
 
-_INTEGERS = ("replicas", "heartbeats_missed_max", "upload_rate_min", "feed_kept")
-_NUMBERS = ("heartbeat_interval_s", "lease_s", "keep_superseded_s", "session_s", "ticket_s", "certificate_s")
+_READERS: dict[Any, Callable[[Fields, str], Any]] = {
+    int: lambda fields, name: fields.integer(name),
+    int | None: lambda fields, name: fields.optional_integer(name, minimum=1),
+    float: lambda fields, name: fields.number(name),
+    bool: lambda fields, name: fields.boolean(name),
+    DigestAlgorithm: lambda fields, name: fields.choice(name, DigestAlgorithm),
+}
+"""How a setting is read, by its type: a setting added to `ClusterSettings` can be changed without a word here."""
 
 
 def changed_settings(before: ClusterSettings, fields: Fields) -> ClusterSettings:
     """The settings with what `fields` gives in its place. Raises `Refusal` BAD_JSON."""
-    changes: dict[str, Any] = {name: fields.integer(name) for name in _INTEGERS if fields.has(name)}
-    changes |= {name: fields.number(name) for name in _NUMBERS if fields.has(name)}
-    if fields.has("write_copies"):
-        changes["write_copies"] = fields.optional_integer("write_copies", minimum=1)
-    if fields.has("digest"):
-        changes["digest"] = fields.choice("digest", DigestAlgorithm)
-    if fields.has("serve_alone"):
-        changes["serve_alone"] = fields.boolean("serve_alone")
+    types = get_type_hints(ClusterSettings)
+    changes = {one.name: _READERS[types[one.name]](fields, one.name) for one in attrs.fields(ClusterSettings) if fields.has(one.name)}
     fields.finish()
     try:
         return attrs.evolve(before, **changes)

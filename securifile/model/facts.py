@@ -123,6 +123,10 @@ class Server:
     """The life of the node's process that was admitted; another one is not running until it has been verified."""
     offline: bool = False
     """The administrator has taken it offline."""
+    draining: bool = False
+    """The administrator wants its files elsewhere."""
+    since: float = 0.0
+    """Wall clock of the last change of its status."""
 
 
 @attrs.frozen(kw_only=True)

@@ -46,6 +46,10 @@ class ClusterSettings:
     """How long a redirect may take to be followed."""
     verification_budget_s: float = attrs.field(default=600.0, validator=_at_least(0))
     """How long reading a returning node's files may take; with more, only blocks picked by chance are read of each."""
+    repair_after_s: float = attrs.field(default=600.0, validator=_at_least(0))
+    """How long a node may be down or failed before its copies are made anew: a restart or a reboot copies nothing."""
+    repair_after_offline_s: float = attrs.field(default=3600.0, validator=_at_least(0))
+    """The same for a node that the administrator took offline: planned work takes longer."""
     repair_bytes_s: float = attrs.field(default=32 * 1024 * 1024.0, validator=_at_least(0))
     """Bytes a second that one node's repairs may take from people's transfers; 0: no limit."""
     certificate_s: float = attrs.field(default=90 * 86400.0, validator=_at_least(60))

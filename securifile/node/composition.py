@@ -173,6 +173,7 @@ class Node:
         )
         self.bulk = PeerBlobs(stores.blobs)
         index.listen(self._mending.learn)
+        index.node = name
         index.listen(self._transfers.learn)
         index.listen(self._housekeeping.learn)
 

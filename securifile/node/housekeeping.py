@@ -128,7 +128,7 @@ class Housekeeping:
     async def _drop_superseded(self) -> None:
         kept_s = self._acting.roster.settings.keep_superseded_s
         for attempt in await self._index.superseded_before(self._wall() - kept_s):
-            if not await self._index.names(attempt):
+            if not await self._index.wants(attempt):
                 await self._blobs.drop(attempt)
             await self._index.forget_superseded(attempt)
 

@@ -83,6 +83,8 @@ class Index:
         self._ahead: dict[int, f.Change] = {}
         self._recent: deque[f.Change] = deque(maxlen=RECENT_MAX)
         self.position = BEGINNING
+        self.node: str | None = None
+        """The name of the node whose index it is: its own copies that are not wanted any more are noted as superseded."""
         self.snapshots = 0
         """How many snapshots were taken since the start: each may have left out what this node still has on its disk."""
 
@@ -265,6 +267,8 @@ class Index:
 
     async def _note(self, sql: Any, superseded: list[Superseded]) -> None:
         for one in superseded:
+            if one.node is not None and one.node != self.node:
+                continue
             await sql.execute(
                 "INSERT INTO superseded (attempt, file, since) VALUES (:attempt, :file, :since) ON CONFLICT (attempt) DO NOTHING",
                 {"attempt": one.attempt.value, "file": one.file.value, "since": self._wall()},
@@ -298,6 +302,15 @@ class Index:
     async def forget_superseded(self, attempt: AttemptId) -> None:
         """Its blob is gone from the disk."""
         await self.sql.execute("DELETE FROM superseded WHERE attempt = :attempt", {"attempt": attempt.value})
+
+    async def wants(self, attempt: AttemptId) -> bool:
+        """Whether this attempt is some file's current version and this node is to hold it."""
+        return bool(
+            await self.sql.query(
+                "SELECT 1 FROM entries JOIN copies ON copies.file = entries.id WHERE attempt = :attempt AND node = :node LIMIT 1",
+                {"attempt": attempt.value, "node": self.node},
+            )
+        )
 
     async def names(self, attempt: AttemptId) -> bool:
         """Whether some file's current version is this attempt."""

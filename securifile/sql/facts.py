@@ -30,10 +30,12 @@ _BENEATH = """WITH RECURSIVE beneath(id) AS (
 
 @attrs.frozen(kw_only=True)
 class Superseded:
-    """A blob that the catalogue no longer names as a current version."""
+    """A blob that the catalogue no longer names as a current version, or no longer wants on one node."""
 
     file: EntryId
     attempt: AttemptId
+    node: str | None = None
+    """Only there; None: on every node."""
 
 
 async def apply_fact(sql: Any, fact: f.Fact) -> list[Superseded]:
@@ -117,14 +119,17 @@ async def _file(sql: Any, fact: f.File) -> list[Superseded]:
             "committed_by": version.committed_by,
         },
     )
+    held: set[str] = set()
     if before:
+        held = {row[0] for row in await sql.query("SELECT node FROM copies WHERE file = :file", {"file": fact.id.value})}
         await sql.execute("DELETE FROM copies WHERE file = :file", {"file": fact.id.value})
     for copy in version.copies:
         await sql.execute(_COPY, {"file": fact.id.value, "node": copy.node, "priority": copy.priority, "durable": copy.durable})
     await _count(sql, fact.owner, 0 if before else 1, version.size - (before[0][1] if before else 0))
     if before and bytes(before[0][0]) != version.attempt.value:
         return [Superseded(file=fact.id, attempt=AttemptId(bytes(before[0][0])))]
-    return []
+    dropped = held - {copy.node for copy in version.copies}
+    return [Superseded(file=fact.id, attempt=version.attempt, node=node) for node in sorted(dropped)]
 
 
 async def _count(sql: Any, owner: str, files: int, size: int) -> None:
@@ -218,7 +223,7 @@ def person_of(row: Sequence[Any]) -> f.Person:
 
 def server_of(row: Sequence[Any]) -> f.Server:
     """A row of `servers`, all columns in order."""
-    name, kind, url, protocol_address, public_key, status, syslog_address, boot, offline = row
+    name, kind, url, protocol_address, public_key, status, syslog_address, boot, offline, draining, since = row
     return f.Server(
         name=name,
         kind=ServerKind(kind),
@@ -229,6 +234,8 @@ def server_of(row: Sequence[Any]) -> f.Server:
         syslog_address=syslog_address,
         boot=boot,
         offline=bool(offline),
+        draining=bool(draining),
+        since=since,
     )
 
 

@@ -77,7 +77,9 @@ FACT_TABLES = (
         status {text} NOT NULL,
         syslog_address {text} NOT NULL,
         boot {text} NOT NULL,
-        offline BOOLEAN NOT NULL)""",
+        offline BOOLEAN NOT NULL,
+        draining BOOLEAN NOT NULL,
+        since {float} NOT NULL)""",
     """CREATE TABLE settings (
         cluster {text} PRIMARY KEY,
         body {text} NOT NULL)""",

@@ -1,0 +1,123 @@
+"""Where the copies of a version should be: the rule by which lost copies are made anew and surplus ones go.
+
+    good     on a running node
+    leaving  on a running node that is being drained: readable, and no longer counted
+    away     on a node that is down for less than the grace time: counted, because it will most likely return as it was
+    lost     on a node that is down or failed for longer, or is no member any more
+
+A lost copy is dropped from the list only when enough others are durable, so that a node that returns late still knows of a file
+whose other copies have gone meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+
+import attrs
+
+from securifile.model.entries import Copy, Version
+from securifile.model.facts import Server
+from securifile.model.placement import place
+from securifile.model.servers import Status
+from securifile.model.settings import ClusterSettings
+
+
+class Holding(StrEnum):
+    """What a copy on some node is worth."""
+
+    GOOD = "good"
+    LEAVING = "leaving"
+    AWAY = "away"
+    LOST = "lost"
+
+
+def holding(server: Server | None, settings: ClusterSettings, now: float) -> Holding:
+    """What copies on a node are worth.
+
+    Args:
+        server: the node; None when it is no member any more.
+        now: wall clock, like the node's `since`.
+    """
+    if server is None:
+        return Holding.LOST
+    if server.status is Status.RUNNING:
+        return Holding.LEAVING if server.draining else Holding.GOOD
+    grace_s = settings.repair_after_offline_s if server.offline else settings.repair_after_s
+    return Holding.AWAY if now - server.since < grace_s else Holding.LOST
+
+
+@attrs.frozen(kw_only=True)
+class Worth:
+    """The copies of one version, by what they are worth."""
+
+    good: tuple[Copy, ...]
+    """Durable, on running nodes."""
+    away: tuple[Copy, ...]
+    leaving: tuple[Copy, ...]
+    lost: tuple[Copy, ...]
+    """Durable, as far as was known."""
+    coming: tuple[Copy, ...]
+    """Pending on running nodes: being made."""
+
+    @property
+    def readable(self) -> int:
+        """How many copies could be read now; 0: the file cannot be had at the moment."""
+        return len(self.good) + len(self.leaving)
+
+
+def worth(version: Version, holding_of: Callable[[str], Holding]) -> Worth:
+    """Sort a version's copies."""
+
+    def durable(kind: Holding) -> tuple[Copy, ...]:
+        return tuple(copy for copy in version.copies if copy.durable and holding_of(copy.node) is kind)
+
+    return Worth(
+        good=durable(Holding.GOOD),
+        away=durable(Holding.AWAY),
+        leaving=durable(Holding.LEAVING),
+        lost=durable(Holding.LOST),
+        coming=tuple(copy for copy in version.copies if not copy.durable and holding_of(copy.node) is Holding.GOOD),
+    )
+
+
+def plan(
+    version: Version, wanted: int, *, holding_of: Callable[[str], Holding], room: Mapping[str, int], below: Callable[[int], int]
+) -> tuple[Copy, ...] | None:
+    """The copies that the version should list from now on; None when nothing is to be changed, or can be.
+
+    Args:
+        wanted: r+1.
+        holding_of: what copies on a node are worth.
+        room: bytes available on each node that may take a copy.
+        below: draws a random integer from 0 to its argument - 1.
+    """
+    now = worth(version, holding_of)
+    counted = (*now.good, *now.away)
+    kept: list[Copy] = list(version.copies)
+    if len(now.good) > wanted:
+        # The last ones by priority go; every one that stays is on a node that has been verified since it returned.
+        surplus = set(now.good[wanted:])
+        kept = [copy for copy in kept if copy not in surplus]
+    elif len(now.good) + len(now.away) >= wanted:
+        gone = {*now.lost, *now.leaving}
+        kept = [copy for copy in kept if copy not in gone and (copy.durable or copy in now.coming)]
+    missing = wanted - len(counted) - len(now.coming)
+    if missing > 0 and now.readable:
+        listed = {copy.node for copy in version.copies}
+        free = {node: available for node, available in room.items() if node not in listed and holding_of(node) is Holding.GOOD}
+        chosen = place(missing, room=free, size=version.size, preferred=(), below=below)
+        kept += [Copy(node=node, priority=len(kept) + number, durable=False) for number, node in enumerate(chosen)]
+    copies = _renumbered(kept, holding_of)
+    return None if copies == version.copies else copies
+
+
+def _renumbered(copies: list[Copy], holding_of: Callable[[str], Holding]) -> tuple[Copy, ...]:
+    """In order of priority: the origin stays the origin while it can be counted on; otherwise the next one takes its place."""
+
+    def rank(numbered: tuple[int, Copy]) -> tuple[bool, int]:
+        number, copy = numbered
+        return (not copy.durable or holding_of(copy.node) in (Holding.LOST, Holding.LEAVING)), number
+
+    ordered = [copy for _, copy in sorted(enumerate(copies), key=rank)]
+    return tuple(attrs.evolve(copy, priority=number) for number, copy in enumerate(ordered))
