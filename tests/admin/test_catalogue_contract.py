@@ -752,29 +752,31 @@ async def test_addresses_and_keys_are_kept_up_to_date(world: World) -> None:
     assert await refused(members.put_admin(attrs.evolve(node("n1"), kind=ServerKind.ADMIN))) is Code.EXISTS
 
 
+ALL_RUNNING = dict.fromkeys(NODES, Status.RUNNING)
+
+
 @pytest_twisted.ensureDeferred
 async def test_more_than_half_judge_one_for_down(world: World) -> None:
-    """One observer is not enough of two, both are; the change is in the feed. When they see it again, it is running again."""
+    """One observer is not enough of two, both are; the change is in the feed. That they see it again does not bring it back."""
     judge = world.catalogue.members.judge
-    running = dict.fromkeys(NODES, Status.RUNNING)
     down = Status.DOWN
-    assert (await judge({("n1", "n3"): down}, running)).answer == ()
-    entered = await judge({("n1", "n3"): down, ("n2", "n3"): down}, running)
+    assert (await judge({("n1", "n3"): down}, ALL_RUNNING, {})).answer == ()
+    entered = await judge({("n1", "n3"): down, ("n2", "n3"): down}, ALL_RUNNING, {})
     assert [(change.server, change.before, change.after) for change in entered.answer] == [("n3", Status.RUNNING, Status.DOWN)]
     assert world.catalogue.roster.running == ["n1", "n2"]
     # With two other running nodes it is theirs to say; the admin servers' own heartbeats do not count.
-    assert (await judge({}, running)).answer == ()
+    assert (await judge({}, ALL_RUNNING, {})).answer == ()
     back = {("n1", "n3"): Status.RUNNING, ("n2", "n3"): Status.RUNNING}
-    await judge(back, running)
-    assert world.catalogue.roster.running == list(NODES)
+    assert (await judge(back, ALL_RUNNING, {})).answer == ()
+    assert world.catalogue.roster.running == ["n1", "n2"]
 
 
 @pytest_twisted.ensureDeferred
 async def test_where_few_are_running_the_admin_servers_judge(world: World) -> None:
     """With fewer than two other running nodes the admin servers' own heartbeats decide."""
-    await world.hold({"n2": Status.DOWN, "n3": Status.DOWN})
-    await world.catalogue.members.judge({}, {"n1": Status.RUNNING, "n2": Status.RUNNING, "n3": Status.DOWN})
-    assert world.catalogue.roster.running == ["n1", "n2"]
+    await world.hold({"n2": Status.DOWN})
+    await world.catalogue.members.judge({}, ALL_RUNNING | {"n3": Status.DOWN}, {})
+    assert world.catalogue.roster.running == ["n1"]
 
 
 @pytest_twisted.ensureDeferred
@@ -783,8 +785,116 @@ async def test_two_halves_cannot_put_each_other_down(world: World) -> None:
     await world.join("n4")
     halves = [("n1", "n2"), ("n3", "n4")]
     opinions = {(a, b): Status.DOWN for one, other in (halves, halves[::-1]) for a in one for b in other}
-    await world.catalogue.members.judge(opinions, dict.fromkeys((*NODES, "n4"), Status.RUNNING))
+    await world.catalogue.members.judge(opinions, ALL_RUNNING | {"n4": Status.RUNNING}, {})
     assert len(world.catalogue.roster.running) >= 2
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_process_that_was_not_verified_is_down(world: World) -> None:
+    """A node whose heartbeats come from another process than the admitted one is down, whatever anybody thinks of it."""
+    judge = world.catalogue.members.judge
+    assert (await judge({}, ALL_RUNNING, {"n3": ""})).answer == ()
+    entered = await judge({}, ALL_RUNNING, {"n1": "", "n3": "second life"})
+    assert [(change.server, change.after) for change in entered.answer] == [("n3", Status.DOWN)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_verified_node_is_admitted_or_failed(world: World) -> None:
+    """Good: it is running, with the process that was verified; bad: it is failed. Other processes of it stay or become down."""
+    members = world.catalogue.members
+    await world.hold({"n2": Status.DOWN, "n3": Status.DOWN})
+    entered = await members.rejoined("n3", "second life", True)
+    assert [(change.server, change.before, change.after) for change in entered.answer] == [("n3", Status.DOWN, Status.RUNNING)]
+    assert (world.catalogue.roster.servers["n3"].boot, world.catalogue.roster.running) == ("second life", ["n1", "n3"])
+    await members.rejoined("n2", "second life", False)
+    assert world.catalogue.roster.servers["n2"].status is Status.FAILED
+    lives = {"n2": "second life", "n3": "second life"}
+    assert (await members.judge({}, ALL_RUNNING, lives)).answer == ()
+    entered = await members.judge({}, ALL_RUNNING, lives | {"n2": "third life", "n3": "third life"})
+    assert {(change.server, change.after) for change in entered.answer} == {("n2", Status.DOWN), ("n3", Status.DOWN)}
+
+
+@pytest_twisted.ensureDeferred
+async def test_only_who_is_down_is_admitted(world: World) -> None:
+    """A verdict that comes late, about a node that is running, failed, offline or a member no more, changes nothing."""
+    members = world.catalogue.members
+    await world.hold({"n2": Status.FAILED})
+    await members.set_offline("n3", True)
+    await members.remove("n1")
+    position = world.catalogue.ledger.position
+    for good in (True, False):
+        for name in (*NODES, "nobody"):
+            assert (await members.rejoined(name, "another life", good)).answer == ()
+    assert world.catalogue.ledger.position == position
+
+
+@pytest_twisted.ensureDeferred
+async def test_offline_and_online(world: World) -> None:
+    """Offline puts a node down, and it stays so whatever others see; online lets it return, and is not a return by itself."""
+    members = world.catalogue.members
+    entered = await members.set_offline("n3", True)
+    assert [(change.before, change.after) for change in entered.answer] == [(Status.RUNNING, Status.DOWN)]
+    assert world.catalogue.roster.servers["n3"].offline
+    assert (await members.set_offline("n3", True)).facts == ()
+    assert (await members.judge({}, ALL_RUNNING, {})).answer == ()
+    await members.set_offline("n3", False)
+    assert (world.catalogue.roster.servers["n3"].status, world.catalogue.roster.servers["n3"].offline) == (Status.DOWN, False)
+    assert (await members.set_offline("n3", False)).facts == ()
+
+
+@pytest_twisted.ensureDeferred
+async def test_failed_turns_to_down_by_offline_or_online(world: World) -> None:
+    """Either way a failed node is verified anew; a running one is not disturbed by online; admin servers are no nodes."""
+    members = world.catalogue.members
+    for offline in (True, False):
+        await world.hold({"n3": Status.FAILED})
+        entered = await members.set_offline("n3", offline)
+        assert [(change.before, change.after) for change in entered.answer] == [(Status.FAILED, Status.DOWN)]
+    assert (await members.set_offline("n1", False)).facts == ()
+    await members.put_admin(attrs.evolve(node("a1"), kind=ServerKind.ADMIN))
+    for name in ("a1", "nobody"):
+        assert await refused(members.set_offline(name, True)) is Code.NOT_FOUND
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_copy_turns_bad_and_is_made_again(world: World) -> None:
+    """The node that tells of it, and only that one, is no holder until it has the copy again; each change is in the feed once."""
+    files = world.catalogue.files
+    await world.put("alice/f")
+    version = (await world.entry("alice/f")).version
+    file = (await world.entry("alice/f")).id
+    position = world.catalogue.ledger.position
+    for _ in range(2):
+        await files.copy_bad(m.CopyBad(file=file, attempt=version.attempt, reason="rot"), "n1")
+        assert (await world.entry("alice/f")).version.holders == ("n2",)
+        assert (await world.entry("alice/f")).version.origin == "n1"
+    for _ in range(2):
+        await files.copy_made(m.CopyMade(file=file, attempt=version.attempt), "n1")
+        assert (await world.entry("alice/f")).version == version
+    assert world.catalogue.ledger.position.revision == position.revision + 2
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_copy_of_what_is_not_current_is_nobodys_news(world: World) -> None:
+    """A copy of an older version, of a deleted file, or on a node that was not to have one, changes nothing."""
+    files = world.catalogue.files
+    await world.put("alice/f")
+    old = await world.entry("alice/f")
+    await world.put("alice/f")
+    await world.put("alice/g")
+    gone = await world.entry("alice/g")
+    await world.delete("alice/g")
+    now = await world.entry("alice/f")
+    position = world.catalogue.ledger.position
+    for node_name, file, attempt in (
+        ("n1", old.id, old.version.attempt),
+        ("n1", gone.id, gone.version.attempt),
+        ("n3", now.id, now.version.attempt),
+    ):
+        await files.copy_bad(m.CopyBad(file=file, attempt=attempt, reason="rot"), node_name)
+        await files.copy_made(m.CopyMade(file=file, attempt=attempt), node_name)
+    assert await world.entry("alice/f") == now
+    assert world.catalogue.ledger.position == position
 
 
 @pytest_twisted.ensureDeferred
