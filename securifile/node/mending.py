@@ -27,7 +27,7 @@ AGAIN_S = 5.0
 
 LOST_NAMED_MAX = 100
 
-FAILED = (Refusal, OutcomeUnknown, StreamBroken, DiskFull, OSError)
+FAILED = (Refusal, OutcomeUnknown, StreamBroken, DiskFull, BlobExists, OSError)
 
 
 class Mending:
