@@ -27,6 +27,13 @@ FLOORS: dict[str, int] = {
     "securifile.client.command": VOICES,
     "securifile.client.__main__": VOICES,
     "securifile.local.*": VOICES,
+    "securifile.simulation.history": WORDS,
+    "securifile.simulation.invariants": DECISIONS,
+    "securifile.simulation.chance": DECISIONS,
+    "securifile.simulation.clock": HANDS,
+    "securifile.simulation.disk": HANDS,
+    "securifile.simulation.network": HANDS,
+    "securifile.simulation.*": VOICES,
     "securifile.simulation.*": VOICES,
     # what both kinds of server are as processes
     "securifile.process": HANDS,

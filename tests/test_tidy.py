@@ -80,9 +80,13 @@ def in_tests(module: Module) -> bool:
     return is_or_is_in(module.name, "tests")
 
 
+def speaks_as_program(module: Module) -> bool:
+    return module.name == "securifile.simulation.__main__" or in_tests(module)
+
+
 def speaks(module: Module) -> bool:
-    """Whether a module talks to the person at the terminal: the command, and the cluster of one machine."""
-    return is_or_is_in(module.name, "securifile.client") or is_or_is_in(module.name, "securifile.local") or in_tests(module)
+    """Whether a module talks to the person at the terminal: the command, the cluster of one machine, and the simulated one."""
+    return is_or_is_in(module.name, "securifile.client") or is_or_is_in(module.name, "securifile.local") or speaks_as_program(module)
 
 
 def may(module: Module, name: str) -> bool:

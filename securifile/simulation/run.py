@@ -1,0 +1,263 @@
+"""One run: a cluster, its people, its weather, and the judgement. The same seed gives the same history, byte for byte."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any, cast
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
+from twisted.python.failure import Failure
+
+from securifile.model.servers import Status
+from securifile.model.settings import ClusterSettings
+from securifile.simulation.cluster import DATA, Parts, SimulatedCluster
+from securifile.simulation.faults import CALM, Climate, Storm
+from securifile.simulation.history import Kind, Operation, Outcome
+from securifile.simulation.invariants import Judge, Violation
+from securifile.simulation.people import Habits, Person
+
+OPERATOR_ROUNDS = 5
+"""How often the operator looks after the nodes that failed, before it is held for a bug."""
+
+RECOVERY_S = 120.0
+"""Within which a cluster without faults runs again, and every wish has ended."""
+
+DURABLE = "what was acknowledged is durable"
+
+NAMES = ("ann", "bob", "cleo", "dan", "eve", "fay", "gus", "hal")
+
+
+@attrs.frozen(kw_only=True)
+class Scene:
+    """What a run is about."""
+
+    seed: int
+    nodes: int = 3
+    admins: int = 1
+    replicas: int | None = None
+    """None: what the settings say, or as many as there are other nodes."""
+    people: int = 3
+    seconds: float = 30.0
+    """Of weather; before it the cluster begins, after it it recovers."""
+    climate: Climate = CALM
+    habits: Habits = attrs.field(factory=Habits)
+    parts: Parts = attrs.field(factory=Parts)
+
+
+@attrs.frozen(kw_only=True)
+class Report:
+    """What a run came to."""
+
+    scene: Scene
+    lines: tuple[str, ...]
+    """The history, in order of time."""
+    operations: tuple[Operation, ...]
+    violations: tuple[Violation, ...]
+    faults: dict[str, int]
+    repaired: int
+    """Nodes that failed and waited for the operator."""
+    seconds: float
+    """Virtual, from beginning to end."""
+    events: int
+
+    @property
+    def digest(self) -> str:
+        """Of the whole history: equal for equal runs."""
+        return hashlib.sha256("\n".join(self.lines).encode()).hexdigest()
+
+    @property
+    def summary(self) -> str:
+        """A few lines for people."""
+        counts: dict[str, int] = {}
+        for operation in self.operations:
+            key = f"{operation.kind} {operation.outcome}"
+            counts[key] = counts.get(key, 0) + 1
+        lines = [
+            f"seed {self.scene.seed}: {self.scene.nodes} nodes, {self.scene.people} people,"
+            f" {self.seconds:.1f} virtual seconds, {self.events} events",
+            "operations: " + ", ".join(f"{count} {key}" for key, count in sorted(counts.items())),
+            "faults: "
+            + (", ".join(f"{count} {kind}" for kind, count in sorted(self.faults.items())) or "none")
+            + f"; {self.repaired} nodes repaired by the operator",
+            f"history: sha256 {self.digest}",
+            f"violations: {len(self.violations)}",
+        ]
+        return "\n".join([*lines, *(violation.text for violation in self.violations)])
+
+
+class Run:
+    """A run under way."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene = scene
+        settings = ClusterSettings()
+        replicas = min(settings.replicas if scene.replicas is None else scene.replicas, scene.nodes - 1)
+        self.cluster = SimulatedCluster(
+            scene.seed, nodes=scene.nodes, admins=scene.admins, settings=attrs.evolve(settings, replicas=replicas), parts=scene.parts
+        )
+        self.operations: list[Operation] = []
+        self._said: list[tuple[float, str]] = []
+        self._names = NAMES[: scene.people]
+        chance = self.cluster.chance
+        self.people = [
+            Person(name, self._names, self.cluster, chance.stream(f"person {name}"), scene.habits, self._note) for name in self._names
+        ]
+        self.storm = Storm(self.cluster, chance.stream("storm"), scene.climate, self._say)
+        self._found: list[Violation] = []
+        self.repaired = 0
+        """How many nodes the operator had to repair."""
+        self._logged: list[str] = []
+        self.tracebacks: list[str] = []
+        """Of the first surprises."""
+
+    def _note(self, operation: Operation) -> int:
+        self.operations.append(operation)
+        return len(self.operations)
+
+    def _say(self, line: str) -> None:
+        self._said.append((self.cluster.time.now, line))
+
+    def _accuse(self, guarantee: str, detail: str) -> None:
+        self._found.append(Violation(guarantee=guarantee, detail=detail))
+
+    def go(self) -> Report:
+        """From beginning to judgement."""
+        hear = cast(ILogObserver, self._hear)
+        globalLogPublisher.addObserver(hear)
+        try:
+            self._go()
+        finally:
+            globalLogPublisher.removeObserver(hear)
+        report = self._report()
+        self.cluster.bury()
+        return report
+
+    def _go(self) -> None:
+        cluster = self.cluster
+        cluster.begin(self._names)
+        self._say("the cluster runs")
+        self.storm.note_reach()
+        cluster.wait(self._prepare())
+        lives = [self._live(person.live) for person in self.people]
+        raging = self._live(self.storm.rage)
+        cluster.run(self.scene.seconds)
+        self.storm.end_all()
+        for person in self.people:
+            person.stopped = True
+        for name, machine in cluster.machines.items():
+            if machine.life is None:
+                cluster.start(name)
+        self._say("all faults have ended")
+        if not self._recovers(lambda: all(life.called for life in [*lives, raging])):
+            self._accuse("the cluster recovers", f"after {RECOVERY_S} s: " + ", ".join(self._reasons()))
+            return
+        self._say("the cluster runs again")
+        cluster.wait(self._look_at_everything(), RECOVERY_S * 10)
+        self._check_copies()
+
+    def _recovers(self, is_over: Callable[[], bool]) -> bool:
+        """Whether everything runs again by itself; but nodes that are held for failed wait for the operator, as they should."""
+        cluster = self.cluster
+        for _ in range(OPERATOR_ROUNDS):
+            if cluster.run(RECOVERY_S, lambda: is_over() and (cluster.all_run or bool(self._failed()))):
+                failed = self._failed()
+                if not failed:
+                    return True
+                for name in failed:
+                    self._say(f"the operator repairs {name}")
+                    self.repaired += 1
+                    cluster.wait(cluster.operate(name), RECOVERY_S)
+        return False
+
+    def _failed(self) -> list[str]:
+        return [name for name, server in self.cluster.roster.items() if server.status is Status.FAILED]
+
+    def _live(self, work: Callable[[], Any]) -> Deferred[None]:
+        living: Deferred[None] = Deferred.fromCoroutine(work())
+        living.addErrback(self.cluster.failures.append)
+        return living
+
+    async def _prepare(self) -> None:
+        for person in self.people:
+            while not await person.sign_in():
+                pass
+            for folder in self.scene.habits.folders:
+                if folder:
+                    await person.make_folder(f"{person.name}/{folder}", self.cluster.nodes[0])
+
+    def _reasons(self) -> list[str]:
+        return [
+            f"{name}: {node.cluster.standing().reason}" if (node := self.cluster.node(name)) is not None else f"{name} has not started"
+            for name in self.cluster.nodes
+        ]
+
+    async def _look_at_everything(self) -> None:
+        """Each file there is, read by its owner through each node: it must be there, whole and new."""
+        truth = self._judge().truth
+        owners = {person.name: person for person in self.people}
+        for path, _ in truth.files:
+            owner = owners[path.split("/", 1)[0]]
+            if not await owner.sign_in():
+                self._accuse("the cluster recovers", f"{owner.name} cannot sign in")
+                return
+            for node in self.cluster.nodes:
+                operation = await owner.read(path, node)
+                if operation.outcome is not Outcome.DONE:
+                    detail = f"{path} cannot be read at the end"
+                    self._found.append(Violation(guarantee=DURABLE, detail=detail, operation=operation))
+
+    def _check_copies(self) -> None:
+        """Each copy that the catalogue calls durable is on that node's disk, whole."""
+        trees = {name: self.cluster.machines[name].files.tree() for name in self.cluster.nodes}
+        for path, file in self._judge().truth.files:
+            for copy in file.version.copies:
+                attempt = str(file.version.attempt)
+                if not copy.durable or copy.node not in trees:
+                    continue
+                data = next((data for at, data in trees[copy.node].items() if at.startswith(DATA) and at.endswith(f"/{attempt}")), None)
+                if data is None or hashlib.sha256(data).digest() != file.version.digest:
+                    what = "missing" if data is None else "damaged"
+                    self._accuse(DURABLE, f"{path} version {file.version.number}: the copy on {copy.node} is {what}")
+
+    def _judge(self) -> Judge:
+        return Judge(self.operations, self.cluster.database.changes(), self.cluster.database.committed, self.storm.reach)
+
+    def _hear(self, event: LogEvent) -> None:
+        failure = event.get("log_failure")
+        if isinstance(failure, Failure) and str(event.get("log_namespace", "")).startswith("securifile"):
+            self._logged.append(f"{event.get('log_format')}: {failure.getErrorMessage()!r}")
+            if len(self._logged) < 4:
+                self.tracebacks.append(failure.getTraceback())
+
+    def _report(self) -> Report:
+        cluster = self.cluster
+        for failure in [*cluster.time.failures, *cluster.failures]:
+            self._accuse("no surprises", f"{failure.type.__name__ if failure.type else ''}: {failure.getErrorMessage()}")
+        for logged in self._logged:
+            self._accuse("no surprises", logged)
+        violations = (*self._judge().judge(), *self._found)
+        said = [(at, 0, f"{at:.6f} {line}") for at, line in self._said]
+        said += [(one.ended if one.ended is not None else cluster.time.now, one.number, one.text) for one in self.operations]
+        return Report(
+            scene=self.scene,
+            lines=tuple(text for _, _, text in sorted(said)),
+            operations=tuple(self.operations),
+            violations=violations,
+            faults=dict(self.storm.counts),
+            repaired=self.repaired,
+            seconds=cluster.time.now,
+            events=cluster.time.fired,
+        )
+
+
+def simulate(scene: Scene) -> Report:
+    """Run it."""
+    return Run(scene).go()
+
+
+def wishes_done(report: Report, kind: Kind) -> int:
+    """How many wishes of a kind were granted."""
+    return sum(one.kind is kind and one.outcome is Outcome.DONE for one in report.operations)
