@@ -14,6 +14,7 @@ from securifile.admin.watch import SAMPLE_S, Watch
 from securifile.audit.memory import MemoryAudit
 from securifile.model.errors import DatabaseUnavailable, PeerUnreachable
 from securifile.model.ids import Position
+from securifile.model.proofs import Report
 from securifile.model.servers import Status
 from securifile.protocol import messages as m
 from securifile.sql.sqlite import SqliteDatabase
@@ -24,12 +25,13 @@ INTERVAL_S = 0.5
 
 
 class FakePeers:
-    """The nodes as the admin server reaches them: those in `alive` answer, with the position in `behind` before the asker's."""
+    """The nodes as the admin server reaches them: those in `alive` answer, and find nothing wrong with one another."""
 
     def __init__(self) -> None:
         self.alive: set[str] = set(NODES)
-        self.behind: dict[str, int] = {}
         self.asked: list[str] = []
+        self.verified: list[tuple[str, str]] = []
+        """(challenger, subject)"""
         self._lost: list[Any] = []
 
     def watch(self, *, connected: Any = None, lost: Any = None) -> None:
@@ -47,8 +49,10 @@ class FakePeers:
         self.asked.append(name)
         if name not in self.alive:
             return fail(PeerUnreachable(name))
-        position = Position(message.position.epoch, message.position.revision - self.behind.get(name, 0))
-        return succeed(m.HeartbeatAnswer(position=position, held_for=Status.RUNNING))
+        if isinstance(message, m.Verify):
+            self.verified.append((name, message.subject))
+            return succeed(m.Verified(report=Report(challenger=name, files=1, bytes=1, whole=True)))
+        return succeed(m.HeartbeatAnswer(position=message.position, held_for=Status.RUNNING))
 
 
 class Watching:
@@ -71,6 +75,7 @@ class Watching:
             catalogue=self.world.catalogue,
             peers=peers,
             audit=self.audit,
+            random=self.world.random.randbytes,
         )
         self.watch.start()
 
@@ -78,13 +83,14 @@ class Watching:
         """Let time go by."""
         self.clock.pump([INTERVAL_S / 2] * int(intervals * 2))
 
-    async def say(self, observer: str, **judgements: Status) -> m.HeartbeatAnswer:
-        """A node's heartbeat, with what it thinks of others."""
+    async def say(self, observer: str, *, boot: str = "", behind: int = 0, **judgements: Status) -> m.HeartbeatAnswer:
+        """A node's heartbeat, with what it thinks of others; its index may be some changes behind."""
         peer: Any = FakePeer(observer)
         position = self.world.catalogue.ledger.position
-        return await self.watch.heartbeat(
-            peer, m.Heartbeat(position=position, used_bytes=5, available_bytes=7, judgements=judgements)
+        heartbeat = m.Heartbeat(
+            position=Position(position.epoch, position.revision - behind), used_bytes=5, available_bytes=7, boot=boot, judgements=judgements
         )
+        return await self.watch.heartbeat(peer, heartbeat)
 
     async def only_n1(self) -> None:
         """Let the two others fall silent; with n2 out of the way, our own heartbeats decide about n3."""
@@ -123,50 +129,88 @@ async def test_a_node_that_two_others_miss_is_put_down(watching: Watching) -> No
 
 
 @pytest_twisted.ensureDeferred
-async def test_it_comes_back_when_they_see_it_again(watching: Watching) -> None:
-    """And nobody needs to ask for it."""
+async def test_it_comes_back_by_verification_alone(watching: Watching) -> None:
+    """That the others see it again is not enough; when it answers us and has caught up, they verify it, and it is running."""
     for observer in ("n1", "n2"):
         await watching.say(observer, n3=Status.DOWN)
     for observer in ("n1", "n2"):
         await watching.say(observer, n3=Status.RUNNING)
+    assert watching.running == ["n1", "n2"]
+    watching.pass_(2)
+    assert watching.running == ["n1", "n2"], "nobody knows which process it is"
+    await watching.say("n3")
+    watching.pass_(1)
     assert watching.running == list(NODES)
+    assert watching.peers.verified == [("n1", "n3"), ("n2", "n3")]
     assert watching.changes == [("n3", "running -> down"), ("n3", "down -> running")]
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_admin_servers_own_heartbeats_count_where_few_can_judge(watching: Watching) -> None:
-    """Of three nodes, two are put down by their fellows and then by us; each returns when it answers."""
-    await watching.only_n1()
-    watching.peers.alive = {"n1", "n2"}
-    watching.pass_(2)
+async def test_old_doubts_do_not_count_against_who_was_admitted(watching: Watching) -> None:
+    """Who does not know yet that a node was admitted does not put it down again; who knows, and doubts it, does."""
+    for observer in ("n1", "n2"):
+        await watching.say(observer, n3=Status.DOWN)
+    await watching.say("n3")
+    watching.pass_(1)
+    for observer in ("n1", "n2"):
+        await watching.say(observer, behind=1, n3=Status.DOWN)
+    assert watching.running == list(NODES)
+    for observer in ("n1", "n2"):
+        # Another opinion in between, because the same one is not looked at twice.
+        await watching.say(observer, n3=Status.RUNNING)
+        await watching.say(observer, n3=Status.DOWN)
     assert watching.running == ["n1", "n2"]
 
 
 @pytest_twisted.ensureDeferred
-async def test_new_nodes_start_running_one_after_the_other(watching: Watching) -> None:
-    """All nodes of a cluster that starts are down; the first ones are let in by us, the others by those."""
-    await watching.world.hold(dict.fromkeys(NODES, Status.DOWN))
-    watching.pass_(3)
-    assert len(watching.running) >= 2
-    first, second = watching.running[:2]
-    third = next((name for name in NODES if name not in (first, second)), None)
-    if third is not None and third not in watching.running:
-        await watching.say(first, **{third: Status.RUNNING})
-        await watching.say(second, **{third: Status.RUNNING})
+async def test_a_process_that_was_started_anew_is_down_at_once(watching: Watching) -> None:
+    """No heartbeat was missed, and yet it has to be verified first; its answer tells it so."""
+    await watching.say("n3", boot="")
     assert watching.running == list(NODES)
+    assert (await watching.say("n3", boot="second life")).held_for is Status.DOWN
+    assert watching.running == ["n1", "n2"]
+    assert watching.changes == [("n3", "running -> down")]
+    watching.pass_(1)
+    assert watching.running == list(NODES)
+    assert (await watching.say("n3", boot="second life")).held_for is Status.RUNNING
+    assert (await watching.say("n3", boot="")).held_for is Status.DOWN
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_admin_servers_own_heartbeats_count_where_few_can_judge(watching: Watching) -> None:
+    """Of three nodes, two are put down by their fellows and then by us; who answers is verified by who is left."""
+    await watching.only_n1()
+    watching.peers.alive = {"n1", "n2"}
+    await watching.say("n2")
+    watching.pass_(2)
+    assert watching.running == ["n1", "n2"]
+    assert watching.peers.verified == [("n1", "n2")]
+
+
+@pytest_twisted.ensureDeferred
+async def test_all_nodes_return_at_once(watching: Watching) -> None:
+    """After a power cut nobody is running: those who answer verify each other, and are running without help."""
+    await watching.world.hold(dict.fromkeys(NODES, Status.DOWN))
+    for name in NODES:
+        await watching.say(name, boot="after the cut")
+    watching.pass_(2)
+    assert watching.running == list(NODES)
+    assert {subject for _, subject in watching.peers.verified} == set(NODES)
+    assert all(challenger != subject for challenger, subject in watching.peers.verified)
 
 
 @pytest_twisted.ensureDeferred
 async def test_who_has_not_caught_up_stays_down(watching: Watching) -> None:
-    """A node that answers, and whose index is old, is not let in until it has caught up."""
+    """A node that answers, and whose index is old, is not verified until it has caught up."""
     for number in range(5):
         await watching.world.make_folder(f"alice/d{number}")
     await watching.only_n1()
     watching.peers.alive = {"n1", "n3"}
-    watching.peers.behind = {"n3": 3}
+    await watching.say("n3", behind=3)
     watching.pass_(5)
     assert watching.running == ["n1"]
-    watching.peers.behind = {}
+    assert watching.peers.verified == []
+    await watching.say("n3")
     watching.pass_(2)
     assert watching.running == ["n1", "n3"]
 
@@ -176,10 +220,10 @@ async def test_constant_writing_keeps_nobody_out(watching: Watching) -> None:
     """A returning node whose index is always a little behind the moment is let in all the same."""
     await watching.only_n1()
     watching.peers.alive = {"n1", "n3"}
-    watching.peers.behind = {"n3": 1}
     for _ in range(6):
         await watching.world.put("alice/f")
         await watching.world.put("alice/g")
+        await watching.say("n3", behind=1)
         watching.pass_(1)
     assert "n3" in watching.running
 
