@@ -36,22 +36,25 @@ def judge(proof: Proof, *, number: int, digest: bytes, whole: bool, own: Reading
     """
     if not still_current:
         return Verdict.GONE, False
+    if own is None:
+        own_bad = False
+    else:
+        own_bad = own.plain != digest if whole else not own.keyed
     if not proof.present:
-        return (Verdict.STALE if proof.knows is not None and proof.knows < number else Verdict.MISSING), False
-    if not proof.keyed:
-        return Verdict.CORRUPT, False
-    if whole:
-        if proof.plain != digest:
-            return Verdict.CORRUPT, False
-        if own is None or proof.keyed == own.keyed:
-            return Verdict.OK, False
-        own_bad = own.plain != digest
-        return (Verdict.OK if own_bad else Verdict.CORRUPT), own_bad
-    if own is None or proof.keyed == own.keyed:
-        return Verdict.OK, False
-    # Each block of both was checked against its checksum when it was read: equal content gives equal digests, so one of
-    # them lies. If ours cannot be read, it is ours.
-    return (Verdict.OK, True) if not own.keyed else (Verdict.CORRUPT, False)
+        return _absent(proof.knows, number), own_bad
+    if not proof.keyed or (whole and proof.plain != digest):
+        return Verdict.CORRUPT, own_bad
+    # Of picked blocks there is no record, but each block of both was checked against its checksum when it was read: if ours
+    # can be read and differs, the prover lies.
+    agrees = own is None or own_bad or proof.keyed == own.keyed
+    return (Verdict.OK if agrees else Verdict.CORRUPT), own_bad
+
+
+def _absent(knows: int | None, number: int) -> Verdict:
+    """The verdict on a blob that is not there, by the version that the prover's index has."""
+    if knows is None or knows == number:
+        return Verdict.MISSING
+    return Verdict.STALE if knows < number else Verdict.GONE
 
 
 def picked_blocks(nonce: bytes, attempt: AttemptId, blocks: int) -> list[int]:

@@ -83,7 +83,7 @@ class Watching:
         """Let time go by."""
         self.clock.pump([INTERVAL_S / 2] * int(intervals * 2))
 
-    async def say(self, observer: str, *, boot: str = "", behind: int = 0, **judgements: Status) -> m.HeartbeatAnswer:
+    async def say(self, observer: str, *, boot: str = "", behind: int = 0, **judgements: Any) -> m.HeartbeatAnswer:
         """A node's heartbeat, with what it thinks of others; its index may be some changes behind."""
         peer: Any = FakePeer(observer)
         position = self.world.catalogue.ledger.position
@@ -106,6 +106,11 @@ class Watching:
     @property
     def changes(self) -> list[tuple[str | None, str | None]]:
         return [(record.peer, record.detail) for record in self.audit.records if record.event == "status"]
+
+
+def fellows(observer: str) -> dict[str, Any]:
+    """What a node says that sees all others."""
+    return {name: Status.RUNNING for name in NODES if name != observer}
 
 
 @pytest.fixture
@@ -244,11 +249,11 @@ async def test_opinions_lapse_with_their_observer(watching: Watching) -> None:
 async def test_nothing_is_written_while_nothing_changes(watching: Watching) -> None:
     """Heartbeats alone make no change of the catalogue."""
     for observer in NODES:
-        await watching.say(observer, **{name: Status.RUNNING for name in NODES if name != observer})
+        await watching.say(observer, **fellows(observer))
     before = watching.world.catalogue.ledger.position
     for _ in range(20):
         for observer in NODES:
-            await watching.say(observer, **{name: Status.RUNNING for name in NODES if name != observer})
+            await watching.say(observer, **fellows(observer))
         watching.pass_(1)
     assert watching.world.catalogue.ledger.position == before
     assert watching.watch.is_available("n1")
