@@ -211,7 +211,10 @@ class AdminService(Service):
             dsn = await postgres.ready()
         else:
             dsn = options.dsn
-        database = PostgresDatabase(reactor=self._reactor, dsn=dsn, random=lambda: secrets.randbelow(1 << 20) / (1 << 20))
+        try:
+            database = PostgresDatabase(reactor=self._reactor, dsn=dsn, random=lambda: secrets.randbelow(1 << 20) / (1 << 20))
+        except ValueError as error:
+            raise CannotStart(f"--dsn: {str(error).strip()}") from error
         self._later("the database", database.stop)
         hasher = argon2.PasswordHasher()
         catalogue = Catalogue(database, wall=time.time, random=secrets.token_bytes, worker=worker, hasher=hasher)

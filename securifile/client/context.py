@@ -81,7 +81,10 @@ class Context:
     def username(self) -> str:
         """Who is signed in. Raises `NotSignedIn` for the operator, who owns nothing."""
         if self.session.username is None:
-            raise NotSignedIn("The operator of an admin server has no files; name a person, or sign in: securifile login URL USER")
+            raise NotSignedIn(
+                "The operator of an admin server has no files. Name a person; or be one: without --operator and with"
+                " SECURIFILE_ADMIN_DATA unset, after securifile login URL USER"
+            )
         return self.session.username
 
     def place(self, text: str) -> Target:

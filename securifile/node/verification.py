@@ -139,7 +139,14 @@ class Verification:
             own_bad=own_bad,
             interrupted=interrupted,
         )
-        self._log.info("verified {subject}: {report}", subject=asked.subject, report=report)
+        self._log.info(
+            "verified {subject}: {files} files, {bad} of them bad; {own} bad here",
+            subject=asked.subject,
+            files=report.files,
+            bad=report.bad_count,
+            own=report.own_bad,
+            report=report,
+        )
         return m.Verified(report=report)
 
     async def _proofs(self, asked: m.Verify, batch: _Batch, whole: bool) -> tuple[Proof, ...]:
