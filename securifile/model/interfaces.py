@@ -151,6 +151,9 @@ class IBlobStore(Interface):
     def quarantine(attempt: Any, reason: str) -> Deferred[None]:
         """Move the blob aside, never to be served again, kept for the operator."""
 
+    def quarantined_count() -> Deferred[int]:
+        """How many blobs lie aside, and nobody has looked after them yet."""
+
     def space() -> Deferred[Any]:
         """`Space(used_bytes, available_bytes)`: what blobs take, what more would fit."""
 

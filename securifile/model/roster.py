@@ -42,6 +42,11 @@ class Roster:
         return [server.name for server in self.of_kind(ServerKind.NODE)]
 
     @property
+    def admitted(self) -> list[str]:
+        """Names of the nodes that were ever running: those that could believe they still are."""
+        return [server.name for server in self.of_kind(ServerKind.NODE) if server.boot]
+
+    @property
     def running(self) -> list[str]:
         """Names of the nodes that the cluster holds for running."""
         return [server.name for server in self.of_kind(ServerKind.NODE) if server.status is Status.RUNNING]

@@ -52,6 +52,10 @@ class ClusterSettings:
     """The same for a node that the administrator took offline: planned work takes longer."""
     repair_bytes_s: float = attrs.field(default=32 * 1024 * 1024.0, validator=_at_least(0))
     """Bytes a second that one node's repairs may take from people's transfers; 0: no limit."""
+    scrub_bytes_s: float = attrs.field(default=8 * 1024 * 1024.0, validator=_at_least(0))
+    """Bytes a second that each node reads of its own blobs to find rot: a few per cent of a disk, 20 TB a month; 0: off."""
+    scrub_every_s: float = attrs.field(default=86400.0, validator=_at_least(1))
+    """No blob is scrubbed again sooner: a small store need not be read all day long, and disks rot in months."""
     certificate_s: float = attrs.field(default=90 * 86400.0, validator=_at_least(60))
     """Lifetime of a server's certificate; renewed after two thirds."""
     feed_kept: int = attrs.field(default=100_000, validator=_at_least(100))

@@ -2,6 +2,9 @@
 
 Every running server has acknowledged it; or, if some are silent, more than half of the nodes have and one
 standing period has passed since the commit: by then a silent node has lost its standing.
+
+In either case those that have not acknowledged must not be more than half of all nodes: cut off from the admin servers together, they would
+have standing from each other, without ever hearing that they were put down.
 """
 
 from __future__ import annotations
@@ -20,10 +23,12 @@ def spread_enough(
         acknowledged: nodes whose index has the commit, the acting one included.
         running: nodes that are held for running now, or were so a standing period ago: who is put down while others still answer
             it does not know of it yet, and serves.
-        nodes: all nodes of the cluster.
+        nodes: all nodes that were ever admitted.
         waited_s: seconds since the commit.
         interval_s: the heartbeat interval.
     """
+    if len(set(nodes) - set(acknowledged)) * 2 > len(nodes):
+        return False
     if set(running) <= set(acknowledged):
         return True
     majority = len(set(acknowledged) & set(nodes)) * 2 > len(nodes)

@@ -235,6 +235,7 @@ class Uploads:
                 )
             if order[0] != self._name and not asked.relay:
                 return self._redirector.to(request, caller, target, node=order[0], file=plan.before.id, version=plan.number)
+        self._check_majority()
         needed = self._cluster.roster.settings.copies_needed
         size = asked.size or 0
         with_room = [node for node, available in self._cluster.room.items() if available >= size]
@@ -251,6 +252,19 @@ class Uploads:
                 return self._redirector.to(request, caller, target, node=with_room[0], file=plan.parent, version=plan.number)
             raise Refusal(Code.DISK_FULL, "This node's disk has no room for that. Upload through another node.", node=self._name)
         return None
+
+    def _check_majority(self) -> None:
+        """Refuse early what could not be answered: too few nodes can be told of a new version (`model/spreading.py`)."""
+        admitted = self._cluster.roster.admitted
+        reachable = sum(self._cluster.is_available(name) for name in admitted)
+        if (len(admitted) - reachable) * 2 > len(admitted):
+            raise Refusal(
+                Code.NO_ROOM,
+                f"Only {reachable} of {len(admitted)} nodes can be reached, too few to tell of a new version. Try again.",
+                retry_after_s=5.0,
+                reachable=reachable,
+                nodes=len(admitted),
+            )
 
     async def _check_quota(self, plan: Plan, size: int) -> None:
         owner = await self._acting.read(lambda sql: directory.person(sql, plan.owner))

@@ -388,6 +388,26 @@ class CopyBad:
     reason: str
 
 
+@attrs.frozen(kw_only=True)
+class CheckedCopy:
+    """One of the sender's copies was read whole, and is sound."""
+
+    attempt: AttemptId
+    at: float
+    """Wall clock of the sender, seconds since 1970."""
+
+
+@attrs.frozen(kw_only=True)
+class CopiesChecked:
+    """Node to admin: these copies were checked, and this is how the node's copies are on the whole. Answered by `Done`."""
+
+    copies: tuple[CheckedCopy, ...]
+    oldest_at: float | None
+    """When the copy was checked (or, if it never was, committed) that has waited longest; None: the node has no copy."""
+    quarantined: int
+    """Blobs that were put aside and that nobody has removed."""
+
+
 # --- bulk connections: one transfer at a time ---
 
 

@@ -90,7 +90,7 @@ class Spreading:
             if not enough.called and spread_enough(
                 acknowledged,
                 self._needed(FRESH_INTERVALS * self._roster.settings.heartbeat_interval_s),
-                self._roster.nodes,
+                self._roster.admitted,
                 waited_s=self._clock.seconds() - began,
                 interval_s=self._roster.settings.heartbeat_interval_s,
             ):

@@ -70,7 +70,9 @@ class FakeAsk:
 
 def server(name: str, status: Status = Status.RUNNING, kind: ServerKind = ServerKind.NODE) -> Server:
     """A member."""
-    return Server(name=name, kind=kind, url=f"https://{name}:9443", protocol_address=f"{name}:9444", public_key=b"", status=status)
+    return Server(
+        name=name, kind=kind, url=f"https://{name}:9443", protocol_address=f"{name}:9444", public_key=b"", status=status, boot="b"
+    )
 
 
 def roster_of(*servers: Server, **settings: Any) -> Roster:
