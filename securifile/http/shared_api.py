@@ -110,8 +110,11 @@ class SharedApi:
                 access.caller = await self._authenticator.caller(request)
                 request.user = access.caller.username
             answer = await handler(request, access)
-        except (StreamBroken, CancelledError):
+        except (StreamBroken, CancelledError) as error:
             self._note(self._record(request, access, began, CLIENT_GONE, "the client went away"))
+            if request.is_over:
+                # Nobody is left to be answered. Of a request that is over Klein takes everything but a cancellation for a bug.
+                raise CancelledError from error
             raise
         except Exception as error:
             refusal = refusal_of(error)

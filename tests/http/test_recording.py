@@ -6,13 +6,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
 from securifile.audit.memory import MemoryAudit
 from securifile.http.exchange import Access, Answer
 from securifile.http.shared_api import SharedApi
-from securifile.model.errors import Code, OutcomeUnknown, Refusal
+from securifile.model.errors import Code, OutcomeUnknown, Refusal, StreamBroken
 
 
 class World:
@@ -24,7 +24,7 @@ class World:
     async def admit(self) -> None:
         """Everybody."""
 
-    def ask(self, method: bytes, handler: Any) -> Any:
+    def ask(self, method: bytes, handler: Any, *, is_over: bool = False) -> Any:
         """What a request to a route with that handler ends with."""
         backend: Any = SimpleNamespace(audit=self.audit, admit=self.admit, wall=lambda: 0.0, name="n1")
         nothing: Any = None
@@ -32,7 +32,9 @@ class World:
         routes: list[Any] = []
         app: Any = SimpleNamespace(route=lambda *args, **kwargs: routes.append)
         api.route(app, "/x", method.decode(), "event", handler, anonymous=True)
-        request = SimpleNamespace(method=method, peer="127.0.0.1", setResponseCode=lambda status: None, setHeader=lambda *header: None)
+        request = SimpleNamespace(
+            method=method, peer="127.0.0.1", is_over=is_over, setResponseCode=lambda status: None, setHeader=lambda *header: None
+        )
         results: list[Any] = []
         Deferred.fromCoroutine(routes[0](request)).addBoth(results.append)
         return results[0]
@@ -73,3 +75,14 @@ def test_a_failure_stays_what_it_is(error: Exception) -> None:
         raise error
 
     assert world.ask(b"PUT", handler).value is error
+
+
+def test_a_client_that_leaves_is_recorded_and_is_no_bug() -> None:
+    """Its request is over: the record says 499, and nothing but a cancellation comes out of the route, which nobody logs as an error."""
+    world = World()
+
+    async def handler(request: Any, access: Access) -> Answer:
+        raise StreamBroken("gone")
+
+    assert world.ask(b"PUT", handler, is_over=True).check(CancelledError)
+    assert [record.status for record in world.audit.records] == [499]
