@@ -13,10 +13,12 @@ import attrs
 from blake3 import blake3
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from securifile.model.digests import DigestAlgorithm
-from securifile.model.errors import CorruptBlock, DeadlineExceeded, NoSuchBlob, PeerUnreachable, Refusal
+from securifile.model.errors import Code, CorruptBlock, DeadlineExceeded, NoSuchBlob, PeerUnreachable, Refusal
 from securifile.model.facts import File
 from securifile.model.ids import AttemptId
 from securifile.model.proofs import BadCopy, Proof, Reading, Report, Verdict
@@ -35,6 +37,9 @@ BATCH_BYTES = 64 * 1024 * 1024
 
 PROGRESS_S = 15.0
 """A prover that has not answered for so long, beyond the time its disk needs, has been interrupted."""
+
+AGAIN_S = 0.5
+"""A connection that is not up is tried again so often: after a power cut, those between nodes come up one by one."""
 
 SLOWEST_BYTES_S = 4 * 1024 * 1024
 """A disk that gives less than this is broken."""
@@ -85,9 +90,11 @@ class Verification:
         ask: Ask,
         settings: Callable[[], ClusterSettings],
         own_copy_bad: Callable[[AttemptId, str], None],
+        checked: Callable[[AttemptId], None] = lambda attempt: None,
     ) -> None:
         """Args:
         own_copy_bad: told of a copy on this node's disk that turned out to be rotten.
+        checked: told of each blob that was read whole and has the recorded digest.
         """
         self._clock = clock
         self._name = name
@@ -97,8 +104,9 @@ class Verification:
         self._ask = ask
         self._settings = settings
         self._own_copy_bad = own_copy_bad
+        self._checked = checked
         self._nonce = b""
-        self._readings: dict[tuple[AttemptId, bool], Deferred[Reading | None]] = {}
+        self._readings: dict[tuple[AttemptId, bool], Deferred[Any]] = {}
 
     @property
     def handlers(self) -> Handlers:
@@ -116,12 +124,20 @@ class Verification:
         bad: list[BadCopy] = []
         own_bad = 0
         interrupted: str | None = None
+        proved = 0
         for batch in _batches(files):
             try:
                 proofs = await self._proofs(asked, batch, whole)
-            except (DeadlineExceeded, PeerUnreachable, Refusal) as error:
+            except PeerUnreachable as error:
+                if not proved:
+                    # It is we who cannot get there; others can, or it would not be verified.
+                    raise Refusal(Code.NOT_RUNNING, f"{asked.subject} cannot be reached from {self._name}: {error}") from error
                 interrupted = str(error)
                 break
+            except (DeadlineExceeded, Refusal) as error:
+                interrupted = str(error)
+                break
+            proved += len(proofs)
             for file, proof in zip(batch.files, proofs, strict=True):
                 verdict, own_is_bad = await self._judge(asked, file, proof, whole)
                 own_bad += own_is_bad
@@ -160,10 +176,22 @@ class Verification:
         if asked.subject == self._name:
             return (await self._answer(challenge)).proofs
         timeout_s = PROGRESS_S + batch.bytes / SLOWEST_BYTES_S
-        answer: m.Proofs = await self._ask(asked.subject, challenge, timeout_s)
+        answer: m.Proofs = await self._reach(asked.subject, challenge, timeout_s)
         if [proof.attempt for proof in answer.proofs] != [item.attempt for item in challenge.items]:
-            raise PeerUnreachable(f"{asked.subject} answers for other files than it was asked for")
+            raise Refusal(Code.BUG, f"{asked.subject} answers for other files than it was asked for")
         return answer.proofs
+
+    async def _reach(self, subject: str, challenge: m.Challenge, timeout_s: float) -> m.Proofs:
+        """The answer; a connection that is not there, or was lost, may come back for as long as the answer might have taken."""
+        until = self._clock.seconds() + timeout_s
+        while True:
+            try:
+                answer: m.Proofs = await self._ask(subject, challenge, timeout_s)
+                return answer
+            except PeerUnreachable:
+                if self._clock.seconds() + AGAIN_S > until:
+                    raise
+            await deferLater(self._clock, AGAIN_S)
 
     async def _judge(self, asked: m.Verify, file: File, proof: Proof, whole: bool) -> tuple[Verdict, bool]:
         version = file.version
@@ -171,7 +199,11 @@ class Verification:
         if asked.subject != self._name and proof.present:
             own = await self._read(asked.nonce, version.attempt, version.algorithm, whole) or Reading()
         known = await directory.file_by_attempt(self._index.sql, file.id, version.attempt)
-        still = known is not None and any(copy.node == asked.subject and copy.durable for copy in known.version.copies)
+        holders = () if known is None else known.version.holders
+        if self._name not in holders:
+            # Meanwhile somebody else was given our copy, and what is here may have been dropped.
+            own = None
+        still = asked.subject in holders
         return judge(proof, number=version.number, digest=version.digest, whole=whole, own=own, still_current=still)
 
     # --- prover ---
@@ -189,6 +221,8 @@ class Verification:
         reading = self._readings.get(key)
         if reading is None:
             reading = self._readings[key] = Deferred.fromCoroutine(self._read(asked.nonce, item.attempt, item.algorithm, asked.whole))
+            # Whoever waits for it must be told, and not wait for ever.
+            reading.addErrback(_Broken)
         # A second challenger waits for the same reading: it must not be consumed by the first.
         shared: Deferred[Reading | None] = Deferred()
         reading.addCallback(_passing_on(shared))
@@ -231,13 +265,24 @@ class Verification:
             return Reading()
         finally:
             reader.close()
+        if whole:
+            file = await directory.file_of_attempt(self._index.sql, attempt)
+            if file is not None and file.version.digest == plain.digest():
+                self._checked(attempt)
         return Reading(plain=plain.digest() if whole else b"", keyed=keyed.digest())
+
+
+@attrs.frozen
+class _Broken:
+    """A reading that failed in a way nobody foresaw, kept for all who ask."""
+
+    failure: Failure
 
 
 def _passing_on(waiting: Deferred[Any]) -> Callable[[Any], Any]:
     def pass_on(result: Any) -> Any:
         if not waiting.called:
-            waiting.callback(result)
+            waiting.callback(result.failure if isinstance(result, _Broken) else result)
         return result
 
     return pass_on
