@@ -91,12 +91,10 @@ class Rejoins:
         asked = m.Verify(subject=subject, nonce=self._random(NONCE_BYTES), position=self._catalogue.ledger.position)
         self._log.info("{subject} returns; it is verified by {challengers}", subject=subject, challengers=challengers or "itself")
         self._note("verification", subject, f"by {', '.join(challengers) or 'itself'}")
-        reports = await self._reports(asked, challengers)
-        if challengers and not reports:
+        reports = await self._reports(asked, challengers or [subject])
+        if not reports:
             # All challengers are gone: no verdict at all, and the next round asks again.
             return
-        if not challengers:
-            reports = await self._reports(asked, [subject])
         for report in reports:
             self._note_report(subject, report)
         if self._boot_of(subject) != boot or not self._heartbeats.is_answering(subject):
@@ -110,16 +108,15 @@ class Rejoins:
 
     async def _reports(self, asked: m.Verify, challengers: Sequence[str]) -> list[Report]:
         asking = [self._ask(name, asked, REPORT_S) for name in challengers]
-        try:
-            results = await DeferredList(asking, consumeErrors=True)
-        except CancelledError:
-            for one in asking:
-                one.cancel()
-            raise
+        # Cancelling a `DeferredList` cancels what it waits for and makes it fire as usual.
+        results = await DeferredList(asking, consumeErrors=True)
         reports = []
         for name, (succeeded, answer) in zip(challengers, results, strict=True):
             if succeeded:
                 reports.append(answer.report)
+            elif answer.check(CancelledError):
+                # This server stops. What is known by then is not enough to admit anybody.
+                raise CancelledError
             else:
                 self._log.warn("{name} cannot challenge: {problem}", name=name, problem=answer.getErrorMessage())
         return reports
