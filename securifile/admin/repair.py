@@ -14,6 +14,7 @@ import attrs
 from twisted.logger import Logger
 
 from securifile.admin.ledger import Decision, Entered, Ledger
+from securifile.model.entries import Copy
 from securifile.model.facts import File
 from securifile.model.ids import EntryId, Position
 from securifile.model.repair import Holding, holding, plan, worth
@@ -26,6 +27,9 @@ ROUND_S = 2.0
 COMING_MAX = 64
 """Copies being made at a time, in the whole cluster: enough to keep every node busy, few enough that what is most endangered does not
 wait behind what was planned long ago."""
+
+CHANGED_MAX = 200
+"""Files changed with one commit: their facts go to every node in one message."""
 
 LOOKED_AT = 500
 """Files looked at in a round, of all there are: a million in an hour, for a millisecond of each second."""
@@ -62,50 +66,61 @@ class Repair:
     async def round(self) -> None:
         """Plan what is most urgent. A chore."""
         urgent, some, coming = await self._ledger.database.read(self._candidates)
-        budget = COMING_MAX - coming
-        wanted = self._roster.settings.copies_wanted
         files = {file.id: file for file in (*urgent, *some)}
-        changing = [file for file in files.values() if self._plan(file, wanted) is not None]
-        changing.sort(key=lambda file: (worth(file.version, self.holding_of).readable, file.id))
-        await self._change([file.id for file in changing[: max(budget, 0)]], wanted)
+        room = self._room()
+        changing: list[EntryId] = []
+        for file in sorted(files.values(), key=lambda file: (worth(file.version, self.holding_of).readable, file.id)):
+            copies = self._plan(file, room)
+            if copies is None or len(changing) == CHANGED_MAX:
+                continue
+            made = len({copy.node for copy in copies} - {copy.node for copy in file.version.copies})
+            # What only drops copies need not wait for those that are being made.
+            if made == 0 or coming + made <= COMING_MAX:
+                coming += made
+                changing.append(file.id)
+        await self._change(changing, room)
 
-    def _plan(self, file: File, wanted: int) -> Any:
-        return plan(file.version, wanted, holding_of=self.holding_of, room=self._room(), below=self._below)
+    def _plan(self, file: File, room: Mapping[str, int]) -> tuple[Copy, ...] | None:
+        wanted = self._roster.settings.copies_wanted
+        return plan(file.version, wanted, holding_of=self.holding_of, room=room, below=self._below)
 
     async def _candidates(self, sql: Any) -> tuple[list[File], list[File], int]:
-        holders = [row[0] for row in await sql.query("SELECT DISTINCT node FROM copies ORDER BY node")]
-        wanting = tuple(node for node in holders if self.holding_of(node) in (Holding.LOST, Holding.LEAVING))
+        holders = {node: self.holding_of(node) for node in await directory.holders(sql)}
+        good = tuple(node for node in holders if holders[node] is Holding.GOOD)
+        leaving = tuple(node for node in holders if holders[node] is Holding.LEAVING)
+        wanting = (*leaving, *(node for node in holders if holders[node] is Holding.LOST))
+        # Those that cannot be made, because their node or all that they could be made from is away, hold up nothing else.
+        rows = await sql.query(
+            "SELECT count(*) FROM copies AS mine WHERE NOT mine.durable AND mine.node IN :good AND EXISTS"
+            " (SELECT 1 FROM copies AS source WHERE source.file = mine.file AND source.durable AND source.node IN :readable)",
+            {"good": good, "readable": (*good, *leaving)},
+        )
+        coming = int(rows[0][0])
         urgent: list[File] = []
-        if wanting:
+        if wanting and coming < COMING_MAX:
             rows = await sql.query(
-                "SELECT mine.file FROM copies AS mine JOIN copies AS other ON other.file = mine.file WHERE mine.node IN :nodes"
-                " GROUP BY mine.file ORDER BY count(DISTINCT other.node), mine.file LIMIT :limit",
-                {"nodes": wanting, "limit": LOOKED_AT},
+                "SELECT mine.file FROM copies AS mine JOIN copies AS source"
+                " ON source.file = mine.file AND source.durable AND source.node IN :readable"
+                " WHERE mine.node IN :wanting GROUP BY mine.file ORDER BY count(DISTINCT source.node), mine.file LIMIT :limit",
+                {"readable": (*good, *leaving), "wanting": wanting, "limit": LOOKED_AT},
             )
-            urgent = await self._files(sql, rows)
+            urgent = await directory.files(sql, [bytes(row[0]) for row in rows])
         rows = await sql.query(
             "SELECT id FROM entries WHERE number IS NOT NULL AND id > :after ORDER BY id LIMIT :limit",
             {"after": self._cursor, "limit": LOOKED_AT},
         )
         self._cursor = bytes(rows[-1][0]) if len(rows) == LOOKED_AT else b""
-        coming = await sql.query("SELECT count(*) FROM copies WHERE NOT durable")
-        return urgent, await self._files(sql, rows), int(coming[0][0])
+        return urgent, await directory.files(sql, [bytes(row[0]) for row in rows]), coming
 
-    async def _files(self, sql: Any, rows: Sequence[Any]) -> list[File]:
-        found = [await directory.entry_by_id(sql, EntryId(bytes(row[0]))) for row in rows]
-        return [file for file in found if isinstance(file, File)]
-
-    async def _change(self, ids: Sequence[EntryId], wanted: int) -> None:
+    async def _change(self, ids: Sequence[EntryId], room: Mapping[str, int]) -> None:
         if not ids:
             return
 
         async def decide(sql: Any, position: Position) -> Decision[None]:
             facts = []
-            for id_ in ids:
-                file = await directory.entry_by_id(sql, id_)
-                copies = self._plan(file, wanted) if isinstance(file, File) else None
+            for file in await directory.files(sql, [id_.value for id_ in ids]):
+                copies = self._plan(file, room)
                 if copies is not None:
-                    assert isinstance(file, File)
                     facts.append(attrs.evolve(file, version=attrs.evolve(file.version, copies=copies)))
             return Decision(facts=tuple(facts), answer=None)
 

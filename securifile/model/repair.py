@@ -5,8 +5,9 @@
     away     on a node that is down for less than the grace time: counted, because it will most likely return as it was
     lost     on a node that is down or failed for longer, or is no member any more
 
-A lost copy is dropped from the list only when enough others are durable, so that a node that returns late still knows of a file
-whose other copies have gone meanwhile.
+A lost or leaving copy is dropped from the list only when enough others are good, so that there is always one to read, and a node that
+returns late still knows of a file whose other copies have gone meanwhile. A copy that is still pending counts while its node is good; on
+any other node it is not waited for, because nothing is known to be there.
 """
 
 from __future__ import annotations
@@ -93,22 +94,22 @@ def plan(
         below: draws a random integer from 0 to its argument - 1.
     """
     now = worth(version, holding_of)
-    counted = (*now.good, *now.away)
-    kept: list[Copy] = list(version.copies)
-    if len(now.good) > wanted:
-        # The last ones by priority go; every one that stays is on a node that has been verified since it returned.
-        surplus = set(now.good[wanted:])
-        kept = [copy for copy in kept if copy not in surplus]
-    elif len(now.good) + len(now.away) >= wanted:
-        gone = {*now.lost, *now.leaving}
-        kept = [copy for copy in kept if copy not in gone and (copy.durable or copy in now.coming)]
-    missing = wanted - len(counted) - len(now.coming)
+    # The first ones by priority stay; every one of them is on a node that has been verified since it returned.
+    coming = now.coming[: max(0, wanted - len(now.good))]
+    stale = tuple(copy for copy in version.copies if not copy.durable and copy not in now.coming)
+    dropped = {*now.good[wanted:], *now.coming[len(coming) :]}
+    if len(now.good) >= wanted:
+        dropped |= {*now.lost, *now.leaving, *stale}
+    added: list[Copy] = []
+    missing = wanted - len(now.good) - len(now.away) - len(coming)
     if missing > 0 and now.readable:
         listed = {copy.node for copy in version.copies}
         free = {node: available for node, available in room.items() if node not in listed and holding_of(node) is Holding.GOOD}
         chosen = place(missing, room=free, size=version.size, preferred=(), below=below)
-        kept += [Copy(node=node, priority=len(kept) + number, durable=False) for number, node in enumerate(chosen)]
-    copies = _renumbered(kept, holding_of)
+        added = [Copy(node=node, priority=len(version.copies) + number, durable=False) for number, node in enumerate(chosen)]
+        # Nothing is known to be there, so whoever takes their place takes it at once, grace time or not.
+        dropped |= set(stale[: len(added)])
+    copies = _renumbered([*(copy for copy in version.copies if copy not in dropped), *added], holding_of)
     return None if copies == version.copies else copies
 
 

@@ -17,6 +17,9 @@ from securifile.model.roles import Role, strongest
 from securifile.model.servers import ServerKind
 from securifile.sql.facts import ENTRY_COLUMNS, entry_of, grant_of, person_of, server_of, settings_of
 
+TOGETHER = 500
+"""Ids in one question: few round trips, and a statement of moderate length."""
+
 
 @attrs.frozen(kw_only=True)
 class Place:
@@ -58,18 +61,38 @@ class Located:
 
 
 async def _with_copies(sql: Any, rows: Sequence[Any]) -> list[Entry]:
-    entries = []
-    for row in rows:
-        copies: tuple[Copy, ...] = ()
-        if row[5] is not None:
-            copies = tuple(
-                Copy(node=node, priority=priority, durable=bool(durable))
-                for node, priority, durable in await sql.query(
-                    "SELECT node, priority, durable FROM copies WHERE file = :file ORDER BY priority", {"file": row[0]}
-                )
-            )
-        entries.append(entry_of(row, copies))
-    return entries
+    files = [bytes(row[0]) for row in rows if row[5] is not None]
+    copies: dict[bytes, list[Copy]] = {file: [] for file in files}
+    for start in range(0, len(files), TOGETHER):
+        found = await sql.query(
+            "SELECT file, node, priority, durable FROM copies WHERE file IN :files ORDER BY file, priority",
+            {"files": tuple(files[start : start + TOGETHER])},
+        )
+        for file, node, priority, durable in found:
+            copies[bytes(file)].append(Copy(node=node, priority=priority, durable=bool(durable)))
+    return [entry_of(row, tuple(copies.get(bytes(row[0]), ()))) for row in rows]
+
+
+async def files(sql: Any, ids: Sequence[bytes]) -> list[File]:
+    """The files among the entries of these ids, by id."""
+    found: list[Entry] = []
+    for start in range(0, len(ids), TOGETHER):
+        rows = await sql.query(
+            f"SELECT {ENTRY_COLUMNS} FROM entries WHERE id IN :ids ORDER BY id", {"ids": tuple(ids[start : start + TOGETHER])}
+        )
+        found += await _with_copies(sql, rows)
+    return [entry for entry in found if isinstance(entry, File)]
+
+
+async def holders(sql: Any) -> list[str]:
+    """Nodes that some file lists a copy on, members or not, by name."""
+    # From one name to the next in the index; SELECT DISTINCT would read every copy there is.
+    rows = await sql.query(
+        "WITH RECURSIVE names(node) AS (SELECT min(node) FROM copies UNION ALL"
+        " SELECT (SELECT min(copies.node) FROM copies WHERE copies.node > names.node) FROM names WHERE names.node IS NOT NULL)"
+        " SELECT node FROM names WHERE node IS NOT NULL ORDER BY node"
+    )
+    return [row[0] for row in rows]
 
 
 async def entry_by_id(sql: Any, entry: EntryId) -> Entry | None:

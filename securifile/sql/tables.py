@@ -57,6 +57,7 @@ FACT_TABLES = (
         durable BOOLEAN NOT NULL,
         PRIMARY KEY (file, node))""",
     "CREATE INDEX copies_on_node ON copies (node, file)",
+    "CREATE INDEX copies_pending ON copies (node) WHERE NOT durable",
     """CREATE TABLE usage (
         owner {text} PRIMARY KEY,
         files BIGINT NOT NULL,
