@@ -266,6 +266,10 @@ class BlobFolder:
         self.files.sync_directory(self._shard(attempt))
         return size
 
+    def quarantined_count(self) -> int:
+        """How many blobs are in the quarantine."""
+        return sum(not name.endswith((_META, _REASON)) for name in self.files.names(self._quarantine))
+
     def available_bytes(self) -> int:
         """What blobs may still take: without the reserve."""
         return max(0, self.files.available_bytes(self._root) - self._reserve_bytes)

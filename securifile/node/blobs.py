@@ -130,6 +130,10 @@ class DiskBlobs:
         """See `IBlobStore`."""
         return _detached(self._leave(self._folder.set_aside, attempt, reason))
 
+    def quarantined_count(self) -> Deferred[int]:
+        """See `IBlobStore`."""
+        return self._worker.do(self._folder.quarantined_count)
+
     async def _leave(self, step: Callable[..., int], *arguments: Any) -> None:
         self._used_bytes -= await self._worker.do(step, *arguments)
         self._available = None

@@ -10,8 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import attrs
-from twisted.internet.defer import CancelledError, Deferred
-from twisted.logger import Logger
 
 from securifile.http.authentication import Authenticator
 from securifile.http.downloads import Downloads
@@ -21,25 +19,24 @@ from securifile.http.redirects import Redirector
 from securifile.http.sources import Sources
 from securifile.http.transfers import Transfers
 from securifile.model.entries import Version
-from securifile.model.errors import OutcomeUnknown, Refusal
 from securifile.model.facts import Server
 from securifile.model.ids import AttemptId
-from securifile.model.records import AuditRecord
-from securifile.model.servers import HostPort, ServerKind
+from securifile.model.servers import HostPort, ServerKind, Status
 from securifile.node.acting import Acting
+from securifile.node.checks import Checks
 from securifile.node.cluster import Cluster
 from securifile.node.feed import Feed
 from securifile.node.housekeeping import Housekeeping
 from securifile.node.index import Index
 from securifile.node.mending import Mending
 from securifile.node.peer_blobs import PeerBlobs
+from securifile.node.quarantine import Quarantine
+from securifile.node.scrub import Scrub
 from securifile.node.uploads import Uploads
 from securifile.node.verification import Verification
-from securifile.protocol import messages as m
 from securifile.protocol.bulk import BulkPool
 from securifile.protocol.connection import PeerIdentity
 from securifile.protocol.rpc import Handlers, Link
-from securifile.sql import directory
 from securifile.world import World
 
 
@@ -82,13 +79,12 @@ class Self:
 class Node:
     """One node. Peers reach it by `handlers` and `bulk`, people by `authenticator`, `lookup`, `downloads` and `uploads`."""
 
-    _log = Logger()
-
     def __init__(self, world: World, stores: Stores, me: Self) -> None:
         self._world = world
         self._stores = stores
         self._me = me
         clock, wall, name, index = world.clock, world.wall, me.name, stores.index
+        checks = Checks(index=index, wall=wall, name=name)
         self._feed = Feed(
             clock=clock,
             index=index,
@@ -105,7 +101,8 @@ class Node:
             worker=stores.worker,
             ask=lambda peer, message, timeout_s: self.cluster.ask(peer, message, timeout_s),
             settings=lambda: self.cluster.roster.settings,
-            own_copy_bad=self._own_copy_bad,
+            own_copy_bad=lambda attempt, reason: self._quarantine.suspect(attempt, reason),
+            checked=checks.checked,
         )
         self.cluster = Cluster(
             clock=clock,
@@ -121,6 +118,9 @@ class Node:
         )
         self.cluster.introduce(me.cluster, list(me.admins))
         self.acting = Acting(clock=clock, wall=wall, name=name, cluster=self.cluster, index=index, audit=stores.audit, random=world.random)
+        self._quarantine = Quarantine(
+            name=name, wall=wall, index=index, blobs=stores.blobs, audit=stores.audit, checks=checks, ask_admin=self.acting.ask_admin
+        )
         self._pool = BulkPool(
             clock=clock, connector=world.connector, here=me.identity, locate=self.cluster.identity_of, identify=world.identify
         )
@@ -170,8 +170,21 @@ class Node:
             sources=sources,
             acting=self.acting,
             rate=lambda: self.cluster.roster.settings.repair_bytes_s,
+            checked=checks.checked,
         )
-        self.bulk = PeerBlobs(stores.blobs)
+        self.scrub = Scrub(
+            clock=clock,
+            wall=wall,
+            name=name,
+            index=index,
+            blobs=stores.blobs,
+            checks=checks,
+            quarantine=self._quarantine,
+            settings=lambda: self.cluster.roster.settings,
+            is_running=self._is_running,
+            ask_admin=self.acting.ask_admin,
+        )
+        self.bulk = PeerBlobs(stores.blobs, self._suspected_by_peer)
         index.listen(self._mending.learn)
         index.node = name
         index.listen(self._transfers.learn)
@@ -188,12 +201,15 @@ class Node:
         self._feed.start()
         self._housekeeping.start()
         self._mending.start()
+        self.scrub.start()
         self._transfers.start()
 
     async def stop(self) -> None:
         """Serve nobody any more; transfers under way are cut."""
         self._transfers.stop()
         self._housekeeping.stop()
+        self.scrub.stop()
+        self._quarantine.stop()
         self._mending.stop()
         self._feed.stop()
         await self.cluster.stop()
@@ -216,21 +232,15 @@ class Node:
         standing = self.cluster.standing()
         return None if standing.serves or standing.behind else standing.reason
 
+    def _is_running(self) -> bool:
+        """Whether the cluster holds this life of this node for running."""
+        own = self.cluster.roster.servers.get(self._me.name)
+        return own is not None and own.status is Status.RUNNING and own.boot == self._me.boot
+
     def _rotten(self, version: Version, reason: str) -> None:
-        self._own_copy_bad(version.attempt, reason)
+        self._quarantine.suspect(version.attempt, reason)
 
-    def _own_copy_bad(self, attempt: AttemptId, reason: str) -> None:
-        """Put a blob of this node's aside, say so, and have the copy made anew."""
-        telling = Deferred.fromCoroutine(self._replace_copy(attempt, reason))
-        telling.addErrback(lambda failure: failure.trap(Refusal, OutcomeUnknown, CancelledError))
-        telling.addErrback(lambda failure: self._log.failure("a bad blob could not be put aside", failure))
-
-    async def _replace_copy(self, attempt: AttemptId, reason: str) -> None:
-        self._log.error("the blob of {attempt} is bad: {reason}", attempt=str(attempt), reason=reason)
-        await self._stores.blobs.quarantine(attempt, reason)
-        file = await directory.file_of_attempt(self._stores.index.sql, attempt)
-        entry = None if file is None else str(file.id)
-        detail = f"{attempt}: {reason}"
-        self._stores.audit.note(AuditRecord(at=self._world.wall(), server=self._me.name, event="rotten", entry=entry, detail=detail))
-        if file is not None:
-            await self.acting.ask_admin(m.CopyBad(file=file.id, attempt=attempt, reason=reason))
+    def _suspected_by_peer(self, attempt: AttemptId, reason: str) -> None:
+        # What a node holds that is not running is for its challengers to judge.
+        if self._is_running():
+            self._quarantine.suspect(attempt, reason)

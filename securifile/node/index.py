@@ -10,8 +10,8 @@ more, because something between may have taken it along: a new password ends ses
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, TypeVar
 
 import attrs
 from twisted.internet.defer import Deferred, succeed
@@ -30,6 +30,10 @@ OWN_TABLES = (
     " epoch BIGINT NOT NULL, revision BIGINT NOT NULL, PRIMARY KEY (kind, thing))",
     # Blobs on this node's disk that the catalogue no longer names as current, and since when (wall clock).
     "CREATE TABLE superseded (attempt BLOB PRIMARY KEY, file BLOB NOT NULL, since REAL NOT NULL)",
+    # Copies that this node holds, and since when nothing is known of their soundness (`checks.py`).
+    "CREATE TABLE checks (attempt BLOB PRIMARY KEY, at REAL NOT NULL, told BOOLEAN NOT NULL)",
+    "CREATE INDEX checks_by_age ON checks (at)",
+    "CREATE INDEX checks_untold ON checks (attempt) WHERE NOT told",
 )
 
 SCHEMA = 1
@@ -40,6 +44,8 @@ AHEAD_MAX = 1000
 
 RECENT_MAX = 1000
 """Changes kept in memory for peers that missed them while no admin server answers."""
+
+T = TypeVar("T")
 
 Listener = Callable[[f.Fact], None]
 
@@ -92,6 +98,10 @@ class Index:
     def sql(self) -> Any:
         """For questions (`securifile.sql.directory`): what is committed here now."""
         return self._database.sql
+
+    def transact(self, name: str, work: Callable[[Any], Awaitable[T]]) -> Deferred[T]:
+        """Write to the node's own tables, those that no fact touches: see `IDatabase.transact`."""
+        return self._database.transact(name, work)
 
     def listen(self, listener: Listener) -> None:
         """Call `listener(fact)` after each fact has been committed here."""
@@ -302,6 +312,7 @@ class Index:
     async def forget_superseded(self, attempt: AttemptId) -> None:
         """Its blob is gone from the disk."""
         await self.sql.execute("DELETE FROM superseded WHERE attempt = :attempt", {"attempt": attempt.value})
+        await self.sql.execute("DELETE FROM checks WHERE attempt = :attempt", {"attempt": attempt.value})
 
     async def wants(self, attempt: AttemptId) -> bool:
         """Whether this attempt is some file's current version and this node is to hold it."""

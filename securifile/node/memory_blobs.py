@@ -84,6 +84,10 @@ class MemoryBlobs:
             self.quarantined[attempt] = reason
         return defer.succeed(None)
 
+    def quarantined_count(self) -> Deferred[int]:
+        """See `IBlobStore`."""
+        return defer.succeed(len(self.quarantined))
+
     def space(self) -> Deferred[Space]:
         """See `IBlobStore`."""
         return defer.succeed(Space(used_bytes=self._used(), available_bytes=max(0, self.available())))

@@ -14,9 +14,11 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from securifile.http.sources import Sources
-from securifile.model.errors import BlobExists, CorruptBlock, DiskFull, NoSuchBlob, OutcomeUnknown, Refusal, StreamBroken
+from securifile.model.errors import BlobExists, DiskFull, OutcomeUnknown, Refusal, StreamBroken
 from securifile.model.facts import Fact, File
+from securifile.model.ids import AttemptId
 from securifile.node.acting import Acting
+from securifile.node.examination import examine
 from securifile.node.index import Index
 from securifile.protocol import messages as m
 from securifile.protocol.rpc import Handlers, Peer
@@ -36,10 +38,20 @@ class Mending:
     _log = Logger()
 
     def __init__(
-        self, *, clock: IReactorTime, name: str, index: Index, blobs: Any, sources: Sources, acting: Acting, rate: Callable[[], float]
+        self,
+        *,
+        clock: IReactorTime,
+        name: str,
+        index: Index,
+        blobs: Any,
+        sources: Sources,
+        acting: Acting,
+        rate: Callable[[], float],
+        checked: Callable[[AttemptId], None] = lambda attempt: None,
     ) -> None:
         """Args:
         rate: bytes a second that copying in the background may take; 0: no limit.
+        checked: told of each blob that was read, or fetched, whole and is sound.
         """
         self._clock = clock
         self._name = name
@@ -48,6 +60,7 @@ class Mending:
         self._sources = sources
         self._acting = acting
         self._rate = rate
+        self._checked = checked
         self._running: Deferred[None] | None = None
         self._news: Deferred[None] = Deferred()
 
@@ -115,21 +128,13 @@ class Mending:
 
     async def _is_whole(self, file: File) -> bool:
         """Whether the blob is here, every block of it sound, and its recorded digest the version's."""
-        version = file.version
         try:
-            sidecar = await self._blobs.sidecar(version.attempt)
-            if (sidecar.size, sidecar.digest) != (version.size, version.digest):
-                return False
-            reader = await self._blobs.open(version.attempt)
-            try:
-                source = reader.source(0, reader.size)
-                while await source.read():
-                    pass
-            finally:
-                reader.close()
-        except (NoSuchBlob, CorruptBlock, OSError):
+            whole = await examine(self._blobs, file.version.attempt, file.version) is None
+        except OSError:
             return False
-        return True
+        if whole:
+            self._checked(file.version.attempt)
+        return whole
 
     async def _fetch(self, file: File, rate: float) -> None:
         """Fetch a version's blob from a holder, and keep it if its digest is the recorded one."""
@@ -158,6 +163,7 @@ class Mending:
         if (summary.size, summary.digest) != (version.size, version.digest):
             await self._blobs.quarantine(version.attempt, "fetched with another digest than the catalogue's")
             raise StreamBroken(f"what was fetched of {file.id} is not version {version.number}")
+        self._checked(version.attempt)
         self._log.info("fetched {file} version {number}", file=str(file.id), number=version.number)
 
     def _stopped(self, failure: Any) -> None:

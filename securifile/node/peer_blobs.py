@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from securifile.model.errors import BlobExists, Code, DiskFull, NoSuchBlob, Refusal
+from twisted.python.failure import Failure
+
+from securifile.model.errors import BlobExists, Code, CorruptBlock, DiskFull, NoSuchBlob, Refusal
+from securifile.model.ids import AttemptId
 from securifile.protocol.connection import PeerIdentity
 from securifile.protocol.messages import BlobFollows, BlobStored, FetchBlob, StoreBlob
 
@@ -12,8 +16,12 @@ from securifile.protocol.messages import BlobFollows, BlobStored, FetchBlob, Sto
 class PeerBlobs:
     """The `BulkHandlers` of a node."""
 
-    def __init__(self, blobs: Any) -> None:
+    def __init__(self, blobs: Any, suspect: Callable[[AttemptId, str], None]) -> None:
+        """Args:
+        suspect: told of a blob in which a bad block was found, and what was found.
+        """
         self._blobs = blobs
+        self._suspect = suspect
 
     async def store(self, peer: PeerIdentity, request: StoreBlob, source: Any) -> BlobStored:
         """Take a replica; answered when it is durable. Raises `Refusal` when there is no room, at once where the size is known."""
@@ -41,21 +49,30 @@ class PeerBlobs:
             reader = await self._blobs.open(request.attempt)
         except NoSuchBlob as error:
             raise Refusal(Code.NOT_FOUND, f"there is no blob {request.attempt} here") from error
+        except CorruptBlock as error:
+            self._suspect(request.attempt, str(error))
+            raise Refusal(Code.NOT_FOUND, f"the blob {request.attempt} is damaged here") from error
         stop = reader.size if request.stop is None else min(request.stop, reader.size)
         start = min(request.start, stop)
-        return BlobFollows(size=reader.size), _Closing(reader, reader.source(start, stop))
+        return BlobFollows(size=reader.size), _Given(reader, reader.source(start, stop), lambda why: self._suspect(request.attempt, why))
 
 
-class _Closing:
-    """A source that closes its reader with itself."""
+class _Given:
+    """A source that closes its reader with itself, and tells of a bad block."""
 
-    def __init__(self, reader: Any, source: Any) -> None:
+    def __init__(self, reader: Any, source: Any, bad: Callable[[str], None]) -> None:
         self._reader = reader
         self._source = source
+        self._bad = bad
 
     def read(self) -> Any:
         """See `IByteSource`."""
-        return self._source.read()
+        return self._source.read().addErrback(self._failed)
+
+    def _failed(self, failure: Failure) -> Failure:
+        if failure.check(CorruptBlock):
+            self._bad(str(failure.value))
+        return failure
 
     def close(self) -> None:
         """See `IByteSource`."""

@@ -246,7 +246,12 @@ class NodeService(Service):
             contents=NodeContents(node.downloads, node.uploads),
         )
         app = node_app(
-            name=node.acting.name, tls=tls, api=api, cluster=node.cluster, index=index, metrics=lambda: node_metrics(node.cluster, index)
+            name=node.acting.name,
+            tls=tls,
+            api=api,
+            cluster=node.cluster,
+            index=index,
+            metrics=lambda: {**node_metrics(node.cluster, index), **node.scrub.metrics},
         )
         factory = http_factory(app, self._reactor, HttpLimits(), wall=time.time)
         listening = tls_only(https_factory(self._reactor, certificate, factory), HTTPS_ONLY) if tls else plain_only(factory)
