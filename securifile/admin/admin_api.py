@@ -8,6 +8,7 @@ from typing import Any
 
 from klein import Klein
 
+from securifile.admin.checks import Soundness
 from securifile.admin.composition import Admin
 from securifile.admin.operations_api import OperationsApi
 from securifile.admin.people_api import PeopleApi
@@ -65,17 +66,19 @@ class AdminApi:
 
     async def _metrics(self, request: Request, access: Access) -> Streamed:
         administrator(access)
-        content = self._metrics_text().encode()
+        content = self._metrics_text(await self._backend.asking(self._catalogue.checks.of_nodes())).encode()
         sink = request.start(200, [(b"Content-Type", b"text/plain; version=0.0.4; charset=utf-8")], len(content))
         await sink.write(content)
         sink.finish()
         return Streamed(status=200)
 
-    def _metrics_text(self) -> str:
+    def _metrics_text(self, sound: Mapping[str, Soundness]) -> str:
         """Prometheus' text format, version 0.0.4."""
         roster = self._catalogue.roster
         followers = self._followers.positions
         revision = self._catalogue.ledger.position.revision
+        now = self._backend.wall()
+        unchecked = {name: max(0.0, now - one.oldest_at) for name, one in sound.items() if one.oldest_at is not None}
         lines = [
             "# HELP securifile_database_up Whether the database answered when it was last asked.",
             "# TYPE securifile_database_up gauge",
@@ -83,6 +86,9 @@ class AdminApi:
             "# HELP securifile_revision The last change of the catalogue.",
             "# TYPE securifile_revision counter",
             f"securifile_revision {revision}",
+            "# HELP securifile_oldest_check_seconds Since the copy was verified that has waited longest of all.",
+            "# TYPE securifile_oldest_check_seconds gauge",
+            f"securifile_oldest_check_seconds {max(unchecked.values(), default=0.0)}",
             "# HELP securifile_server_status What the cluster holds a server for: 1 for the status that it has.",
             "# TYPE securifile_server_status gauge",
         ]
@@ -94,6 +100,8 @@ class AdminApi:
             ("used_bytes", "Bytes that a node's blobs take.", {name: seen.used_bytes for name, seen in self._watch.seen.items()}),
             ("available_bytes", "Bytes that would fit on a node.", {name: seen.available_bytes for name, seen in self._watch.seen.items()}),
             ("heartbeat_age_seconds", "Since a node's last heartbeat.", {name: self._watch.age_of(name) for name in self._watch.seen}),
+            ("oldest_check_seconds", "Since that copy on a node was verified that has waited longest.", unchecked),
+            ("quarantined_blobs", "Bad blobs that a node has put aside.", {name: one.quarantined for name, one in sound.items()}),
             ("changes_behind", "Changes that a node's index lacks.", {name: revision - at.revision for name, at in followers.items()}),
         ]
         for metric, text, values in series:

@@ -5,7 +5,7 @@ A node that asks spreads by itself, so what is here for nodes only commits.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred, succeed
@@ -22,7 +22,7 @@ from securifile.certificates.identity import leaf_key
 from securifile.certificates.names import ServerUri
 from securifile.model.errors import Code, DatabaseUnavailable, OutcomeUnknown, Refusal
 from securifile.model.facts import Change, Fact, Server
-from securifile.model.ids import Position
+from securifile.model.ids import EntryId, Position
 from securifile.model.servers import HostPort, ServerKind
 from securifile.protocol import messages as m
 from securifile.protocol.rpc import Handlers, Peer
@@ -131,6 +131,10 @@ class AdminBackend:
         """See `Backend`: admin servers grant no leases, so they know none."""
         return None
 
+    async def checked(self, file: EntryId) -> Mapping[str, float] | None:
+        """See `Backend`."""
+        return await self.asking(self._catalogue.checks.of_file(file))
+
     # --- what both halves need ---
 
     async def asking(self, work: Awaitable[T]) -> T:
@@ -229,6 +233,7 @@ class NodeHandlers:
             m.CheckPassword: self._check_password,
             m.CopyMade: self._answering(lambda peer, asked: files.copy_made(asked, peer.identity.name)),
             m.CopyBad: self._answering(lambda peer, asked: files.copy_bad(asked, peer.identity.name)),
+            m.CopiesChecked: self._answering(lambda peer, asked: self._catalogue.checks.note(asked, peer.identity.name)),
             m.RenewCertificate: self._answering(self._renew),
         }
 

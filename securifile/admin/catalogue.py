@@ -13,6 +13,7 @@ import argon2
 import attrs
 from twisted.internet.defer import Deferred
 
+from securifile.admin.checks import Checks
 from securifile.admin.files import Files
 from securifile.admin.ledger import Entered, Ledger
 from securifile.admin.members import Members
@@ -20,10 +21,11 @@ from securifile.admin.migrations import Migration, migrate
 from securifile.admin.people import People
 from securifile.admin.schema import FIRST
 from securifile.audit.keeping import ReceivedRecord
-from securifile.model.facts import Change, Settings
+from securifile.model.facts import Change, Server, Settings
 from securifile.model.ids import Position
 from securifile.model.records import AuditRecord
 from securifile.model.roster import Roster
+from securifile.model.servers import ServerKind
 from securifile.model.settings import ClusterSettings
 from securifile.sql import directory
 from securifile.sql.sqlite import SqliteDatabase
@@ -49,6 +51,7 @@ class Catalogue:
     Attributes:
         ledger: the order of all changes.
         files, people, members: what can be changed.
+        checks: how sound the copies are.
         roster: servers and settings as of the last change.
     """
 
@@ -69,9 +72,12 @@ class Catalogue:
         """
         self._wall = wall
         self.database = database
-        self.ledger = Ledger(database)
+        self.ledger = Ledger(database, random)
+        self.ledger.has_company = lambda: len(self.roster.of_kind(ServerKind.ADMIN)) > 1
+        self.ledger.on_renewal(self._renew)
         self.files = Files(self.ledger, wall)
         self.people = People(self.ledger, wall=wall, random=random, worker=worker, hasher=hasher)
+        self.checks = Checks(database, wall)
         self.members = Members(self.ledger, wall=wall, random=random)
         self.roster = Roster()
         self.ledger.listen(self._learn)
@@ -95,6 +101,13 @@ class Catalogue:
         begun: Entered[Settings] = await self.members.begin(cluster, settings)
         self.roster.replace(await self.database.read(directory.servers), begun.answer)
         return self.ledger.position
+
+    async def _renew(self) -> None:
+        async def ask(sql: Any) -> tuple[list[Server], Settings | None]:
+            return await directory.servers(sql), await directory.settings(sql)
+
+        servers, settings = await self.database.read(ask)
+        self.roster.replace(servers, settings)
 
     def _learn(self, position: Position, change: Change) -> None:
         for fact in change.facts:

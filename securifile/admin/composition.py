@@ -113,6 +113,7 @@ class Admin:
                 Chore(name="keeping heartbeats", pause_s=KEEP_S, work=self.watch.keep),
                 Chore(name="forgetting expired sessions", pause_s=TIDY_S, work=catalogue.people.forget_expired_sessions),
                 Chore(name="trimming the feed", pause_s=TIDY_S, work=self._trim),
+                Chore(name="forgetting checks", pause_s=TIDY_S, work=catalogue.checks.forget_some),
                 Chore(name="planning repairs", pause_s=REPAIR_ROUND_S, work=self.repair.round),
             ],
         )

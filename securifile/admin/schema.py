@@ -17,12 +17,23 @@ FIRST = (
         one BIGINT PRIMARY KEY CHECK (one = 1),
         epoch BIGINT NOT NULL,
         revision BIGINT NOT NULL,
-        system_identifier {text} NOT NULL)""",
+        system_identifier {text} NOT NULL,
+        began BIGINT NOT NULL,
+        reconciled BOOLEAN NOT NULL,
+        mark {bytes} NOT NULL)""",
+    # Revisions go on from epoch to epoch.
     """CREATE TABLE changes (
         epoch BIGINT NOT NULL,
         revision BIGINT NOT NULL,
+        mark {bytes} NOT NULL,
         body {bytes} NOT NULL,
         PRIMARY KEY (epoch, revision))""",
+    "CREATE INDEX change_by_revision ON changes (revision)",
+    # What only one admin server does at a time; see duties.py.
+    """CREATE TABLE duties (
+        name {text} PRIMARY KEY,
+        holder {text} NOT NULL,
+        turn BIGINT NOT NULL)""",
     # How attempts ended; an attempt without a row has not ended.
     """CREATE TABLE attempts (
         attempt {bytes} PRIMARY KEY,
@@ -67,6 +78,19 @@ FIRST = (
         revision BIGINT NOT NULL,
         used_bytes BIGINT NOT NULL,
         available_bytes BIGINT NOT NULL)""",
+    # When each copy was last read whole and found sound, by what its node told; of another attempt than the current one: not at all.
+    """CREATE TABLE checks (
+        file {bytes} NOT NULL,
+        node {text} NOT NULL,
+        attempt {bytes} NOT NULL,
+        at {float} NOT NULL,
+        PRIMARY KEY (file, node))""",
+    # What each node told of its copies on the whole.
+    """CREATE TABLE scrubs (
+        node {text} PRIMARY KEY,
+        oldest_at {float},
+        quarantined BIGINT NOT NULL,
+        told_at {float} NOT NULL)""",
     """CREATE TABLE storage_samples (
         server {text} NOT NULL,
         at {float} NOT NULL,

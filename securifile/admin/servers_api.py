@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, get_type_hints
 
 import attrs
@@ -10,6 +10,7 @@ from klein import Klein
 
 from securifile.admin.backend import AdminBackend, NodeHandlers
 from securifile.admin.catalogue import Catalogue
+from securifile.admin.checks import Soundness
 from securifile.admin.members import Seen
 from securifile.admin.requests import administrator, name_in
 from securifile.admin.watch import Watch
@@ -78,7 +79,8 @@ class ServersApi:
     async def _list(self, request: Request, access: Access) -> Answer:
         written = await self._members.last_heartbeats()
         roster = self._catalogue.roster
-        servers = [self._server_json(server, written) for _, server in sorted(roster.servers.items())]
+        sound = await self._catalogue.checks.of_nodes()
+        servers = [self._server_json(server, written, sound) for _, server in sorted(roster.servers.items())]
         value = {
             "cluster": roster.cluster,
             "servers": servers,
@@ -98,7 +100,7 @@ class ServersApi:
             found.append(f"Only {running} nodes are running: new versions get fewer than the {wanted} copies wanted.")
         return found
 
-    def _server_json(self, server: Server, written: dict[str, Seen]) -> dict[str, Any]:
+    def _server_json(self, server: Server, written: Mapping[str, Seen], sound: Mapping[str, Soundness]) -> dict[str, Any]:
         own = server.name == self._backend.name
         seen = self._watch.seen.get(server.name) or written.get(server.name)
         age_s = 0.0 if own else self._watch.age_of(server.name)
@@ -118,6 +120,15 @@ class ServersApi:
             "available_bytes": None if seen is None else seen.available_bytes,
             "heartbeat_age_s": None if age_s is None else round(age_s, 3),
             "position": None if position is None else str(position),
+            **self._soundness_json(sound.get(server.name)),
+        }
+
+    def _soundness_json(self, sound: Soundness | None) -> dict[str, Any]:
+        """How long ago the copy was verified that has waited longest, and how many blobs lie in the quarantine; null: not known."""
+        oldest_at = None if sound is None else sound.oldest_at
+        return {
+            "oldest_check_age_s": None if oldest_at is None else round(max(0.0, self._backend.wall() - oldest_at), 3),
+            "quarantined": None if sound is None else sound.quarantined,
         }
 
     def _server(self, name: str) -> Server:
@@ -129,7 +140,7 @@ class ServersApi:
     async def _show(self, request: Request, access: Access) -> Answer:
         server = self._server(name_in(request))
         observers = await self._members.observers_of(server.name)
-        value = self._server_json(server, await self._members.last_heartbeats())
+        value = self._server_json(server, await self._members.last_heartbeats(), await self._catalogue.checks.of_nodes())
         value["observers"] = [
             {"observer": observer, "status": status.value, "since": time_text(since)} for observer, status, since in observers
         ]

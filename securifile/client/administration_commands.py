@@ -11,7 +11,7 @@ from securifile.client.arguments import UNLIMITED
 from securifile.client.configuration import Session
 from securifile.client.context import Context
 from securifile.client.errors import ClientError, Problem, Uncertain, Unreachable
-from securifile.client.status import NO_TLS, age_text, bytes_text, printable, status_table, table
+from securifile.client.status import NO_TLS, age_text, bytes_text, printable, status_table, table, verified_text
 from securifile.client.wire import split_url
 
 
@@ -233,6 +233,8 @@ async def node_show(context: Context) -> int:
     ]
     lines.append(("storage", f"{bytes_text(server.get('used_bytes'))} used, {bytes_text(server.get('available_bytes'))} available"))
     lines.append(("heartbeat", age_text(server.get("heartbeat_age_s")) + " ago" if server.get("heartbeat_age_s") is not None else "never"))
+    if server.get("kind") == "node":
+        lines.append(("oldest check", verified_text(server)))
     context.console.result(
         server,
         lambda: (

@@ -298,6 +298,8 @@ def _details(details: Json) -> str:
             ("digest", f"{details.get('algorithm')}:{details.get('digest')}"),
         ]
     lines += [("modified", details.get("modified_at")), ("by", details.get("modified_by"))]
+    if "verified_at" in details:
+        lines.append(("verified", details["verified_at"] or "not since it was uploaded"))
     lock = details.get("lock")
     if lock:
         lines.append(("locked by", f"{lock.get('person')} through {lock.get('node')}, for {lock.get('expires_in_s')} s more at most"))

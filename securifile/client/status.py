@@ -70,6 +70,23 @@ def warnings_of(cluster: Mapping[str, Any]) -> list[str]:
     return warnings
 
 
+def verified_text(server: Mapping[str, Any]) -> str:
+    """When the copies of a node were verified: the one that has waited longest, and what was found bad."""
+    age_s, quarantined = server.get("oldest_check_age_s"), server.get("quarantined")
+    if age_s is None and not quarantined:
+        return "-"
+    return ("-" if age_s is None else age_text(age_s) + " ago") + (f", {quarantined} bad blobs put aside" if quarantined else "")
+
+
+def _soundness(nodes: Sequence[Mapping[str, Any]]) -> str:
+    """A line about all copies; empty when no node has told of its own."""
+    ages = [node["oldest_check_age_s"] for node in nodes if node.get("oldest_check_age_s") is not None]
+    aside = [f"{printable(node.get('name', '?'))} {node['quarantined']}" for node in nodes if node.get("quarantined")]
+    return (f"no copy unverified for longer than {age_text(max(ages))}\n" if ages else "") + (
+        f"bad blobs put aside: {', '.join(aside)}\n" if aside else ""
+    )
+
+
 def status_table(cluster: Mapping[str, Any]) -> str:
     """The answer of `GET /api/v1/servers` as people read it: warnings, one line a server, and how many are running."""
     servers = sorted(cluster.get("servers", ()), key=lambda server: (server.get("kind") != "admin", str(server.get("name"))))
@@ -92,7 +109,7 @@ def status_table(cluster: Mapping[str, Any]) -> str:
     if cluster.get("cluster"):
         summary = f"cluster {printable(cluster['cluster'])}: {summary}"
     listing = table(("SERVER", "KIND", "STATUS", "USED", "AVAILABLE", "HEARTBEAT", "URL"), rows, right=(3, 4, 5)) if rows else ""
-    return (banner + "\n" if banner else "") + (listing + "\n" if listing else "") + summary + "\n"
+    return (banner + "\n" if banner else "") + (listing + "\n" if listing else "") + summary + "\n" + _soundness(nodes)
 
 
 def _status(server: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -40,6 +40,19 @@ def _content(version: Version) -> dict[str, Any]:
         "modified_at": time_text(version.committed_at),
         "modified_by": version.committed_by,
     }
+
+
+def verified_json(version: Version, checked: Mapping[str, float]) -> dict[str, Any]:
+    """When a file was last verified: the copy that was last, and each copy (null: never since it was made)."""
+    times = {holder: checked.get(holder) for holder in version.holders}
+    return {
+        "verified_at": _time_or_null(max((at for at in times.values() if at is not None), default=None)),
+        "verified": [{"server": holder, "at": _time_or_null(at)} for holder, at in times.items()],
+    }
+
+
+def _time_or_null(at: float | None) -> str | None:
+    return None if at is None else time_text(at)
 
 
 def details_json(entry: Entry, path: str, role: Role, status_of: Callable[[str], str]) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
+from securifile.model.ids import EntryId
 from securifile.model.roster import Roster
 from securifile.protocol import messages as m
 
@@ -49,3 +50,9 @@ class Backend(Protocol):
 
     def lock_holder(self, key: bytes) -> tuple[str, str, float] | None:
         """(person, node, seconds left) of whoever is modifying the file, as far as this server knows."""
+
+    async def checked(self, file: EntryId) -> Mapping[str, float] | None:
+        """When the copies of the file's current version were last read whole and found sound: wall clock by node.
+
+        A copy that is not named never was. None: this server does not know; admin servers do.
+        """

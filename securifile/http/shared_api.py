@@ -15,7 +15,7 @@ from twisted.internet.defer import CancelledError
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from securifile.http.answers import details_json, entry_json, path_text, person_json, time_text
+from securifile.http.answers import details_json, entry_json, path_text, person_json, time_text, verified_json
 from securifile.http.authentication import Authenticator, Caller
 from securifile.http.backend import Backend
 from securifile.http.channel import Request
@@ -276,6 +276,9 @@ class SharedApi:
         if isinstance(found.entry, File):
             holder = self._backend.lock_holder(found.entry.id.value)
             value["lock"] = None if holder is None else {"person": holder[0], "node": holder[1], "expires_in_s": round(holder[2], 3)}
+            checked = await self._backend.checked(found.entry.id)
+            if checked is not None:
+                value |= verified_json(found.entry.version, checked)
         return Answer(status=200, value=value)
 
     # --- rights ---

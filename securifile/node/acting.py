@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred
@@ -10,7 +10,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from securifile.model.errors import Code, DeadlineExceeded, OutcomeUnknown, PeerUnreachable, Refusal
 from securifile.model.facts import Fact
-from securifile.model.ids import Position
+from securifile.model.ids import EntryId, Position
 from securifile.node.cluster import Cluster
 from securifile.node.index import Index
 from securifile.protocol import messages as m
@@ -150,6 +150,10 @@ class Acting:
         """See `Backend`."""
         held = self._cluster.granter.holder(key)
         return None if held is None else (held[0].person, held[0].node, held[1])
+
+    async def checked(self, file: EntryId) -> Mapping[str, float] | None:
+        """See `Backend`: a node knows only of its own copies."""
+        return None
 
 
 class Late:
