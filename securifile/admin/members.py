@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred
 
-from securifile.admin.ledger import Decision, Entered, Ledger
+from securifile.admin.duties import anybody
+from securifile.admin.ledger import Decision, Entered, Ledger, Needs
 from securifile.http.identity import new_token
 from securifile.model.errors import Code, Refusal
 from securifile.model.facts import Fact, Server, ServerGone, Settings
@@ -21,6 +22,10 @@ from securifile.sql import directory
 
 INVITE_S = 24 * 3600.0
 """An invitation is carried to the new machine within a day, or made anew."""
+
+
+May = Callable[[Any], Awaitable[bool]]
+"""Whether who acts still may, asked within the transaction."""
 
 
 @attrs.frozen(kw_only=True)
@@ -61,7 +66,7 @@ class Members:
             fact = Settings(cluster=cluster, settings=settings)
             return Decision(facts=(fact,), answer=fact)
 
-        return self._ledger.enter("begin", decide)
+        return self._ledger.enter("begin", decide, Needs.NOTHING)
 
     def set_settings(self, settings: ClusterSettings) -> Deferred[Entered[None]]:
         """Change the cluster's settings. Raises `Refusal` when they cannot be met by the nodes there are."""
@@ -133,7 +138,7 @@ class Members:
                 )
             return Decision(facts=(attrs.evolve(node, status=Status.DOWN, since=self._wall()),), answer=None)
 
-        return self._ledger.enter("enrol", decide)
+        return self._ledger.enter("enrol", decide, Needs.RECONCILED)
 
     def put_admin(self, admin: Server) -> Deferred[Entered[None]]:
         """Write down an admin server as it is now."""
@@ -144,7 +149,7 @@ class Members:
                 raise Refusal(Code.EXISTS, f"{admin.name} is the name of a node. Start this admin server with another --name.")
             return Decision(facts=() if known == admin else (admin,), answer=None)
 
-        return self._ledger.enter("put admin server", decide)
+        return self._ledger.enter("put admin server", decide, Needs.NOTHING)
 
     def readdress(self, name: str, url: str, protocol_address: str) -> Deferred[Entered[None]]:
         """A node came back with other addresses."""
@@ -156,7 +161,7 @@ class Members:
             fact = attrs.evolve(known, url=url, protocol_address=protocol_address)
             return Decision(facts=() if fact == known else (fact,), answer=None)
 
-        return self._ledger.enter("readdress", decide)
+        return self._ledger.enter("readdress", decide, Needs.NOTHING)
 
     def renew_key(self, name: str, public_key: bytes) -> Deferred[Entered[None]]:
         """A node got a certificate for another key."""
@@ -168,36 +173,41 @@ class Members:
             fact = attrs.evolve(known, public_key=public_key)
             return Decision(facts=() if fact == known else (fact,), answer=None)
 
-        return self._ledger.enter("renew key", decide)
+        return self._ledger.enter("renew key", decide, Needs.RECONCILED)
 
-    def remove(self, name: str) -> Deferred[Entered[None]]:
-        """Remove a node: its certificate opens nothing any more. Refused while a file has its only durable copy there."""
+    def remove(self, name: str, *, only_look: bool = False) -> Deferred[Entered[None]]:
+        """Remove a node: its certificate opens nothing any more. Refused while it would cost a file its last copy on a running node.
+
+        Args:
+            only_look: change nothing, but refuse what would be refused.
+        """
 
         async def decide(sql: Any, position: Position) -> Decision[None]:
             known = await directory.server(sql, name)
             if known is None or known.kind is not ServerKind.NODE:
                 raise Refusal(Code.NOT_FOUND, f"There is no node {name}.")
-            rows = await sql.query(
-                "SELECT count(*) FROM copies AS mine WHERE node = :name AND durable AND NOT EXISTS"
-                " (SELECT 1 FROM copies AS other WHERE other.file = mine.file AND other.node <> :name AND other.durable)",
-                {"name": name},
-            )
-            if rows[0][0]:
+            _, only = await _copies_on(sql, name)
+            if only:
                 raise Refusal(
-                    Code.CONFLICT, f"{rows[0][0]} files have their only copy on {name}. Copy them elsewhere first.", files=rows[0][0]
+                    Code.CONFLICT,
+                    f"{only} files have a copy on {name} and none on another running node."
+                    f" Have them copied first (securifile node drain {name}), or delete them.",
+                    files=only,
                 )
+            if only_look:
+                return Decision(facts=(), answer=None)
             for table in ("judgements", "heartbeats"):
                 column = "subject" if table == "judgements" else "server"
                 await sql.execute(f"DELETE FROM {table} WHERE {column} = :name", {"name": name})
             await sql.execute("DELETE FROM judgements WHERE observer = :name", {"name": name})
             return Decision(facts=(ServerGone(name=name),), answer=None)
 
-        return self._ledger.enter("remove node", decide)
+        return self._ledger.enter("remove node", decide, Needs.RECONCILED)
 
     # --- status ---
 
     def judge(
-        self, opinions: Mapping[tuple[str, str], Status], admins: Mapping[str, Status], boots: Mapping[str, str]
+        self, opinions: Mapping[tuple[str, str], Status], admins: Mapping[str, Status], boots: Mapping[str, str], may: May = anybody
     ) -> Deferred[Entered[tuple[StatusChange, ...]]]:
         """Take the observers' opinions, keep the matrix, and change the summary where they demand it.
 
@@ -205,9 +215,12 @@ class Members:
             opinions: (observer, subject) -> status, of every node that reports.
             admins: what the admin servers' own heartbeats say of each node.
             boots: the life of each node's process, by its last heartbeat.
+            may: asked in the transaction; if not, nothing happens.
         """
 
         async def decide(sql: Any, position: Position) -> Decision[tuple[StatusChange, ...]]:
+            if not await may(sql):
+                return Decision(facts=(), answer=())
             servers = {server.name: server for server in await directory.servers(sql, ServerKind.NODE)}
             held = {name: server.status for name, server in servers.items()}
             known = {pair: status for pair, status in opinions.items() if set(pair) <= set(servers)}
@@ -217,19 +230,23 @@ class Members:
             facts: tuple[Fact, ...] = tuple(attrs.evolve(servers[name], status=after[name], since=self._wall()) for name in changed)
             return Decision(facts=facts, answer=tuple(StatusChange(server=name, before=held[name], after=after[name]) for name in changed))
 
-        return self._ledger.enter("judge", decide)
+        return self._ledger.enter("judge", decide, Needs.RECONCILED)
 
-    def rejoined(self, name: str, boot: str, good: bool) -> Deferred[Entered[tuple[StatusChange, ...]]]:
-        """A returning node was verified: admit this life of it, or hold it for failed. Nothing, if it is not `down` any more."""
+    def rejoined(self, name: str, boot: str, good: bool, may: May = anybody) -> Deferred[Entered[tuple[StatusChange, ...]]]:
+        """A returning node was verified: admit this life of it, or hold it for failed. Nothing, if it is not `down` any more.
+
+        Args:
+            may: asked in the transaction; if not, nothing happens.
+        """
 
         async def decide(sql: Any, position: Position) -> Decision[tuple[StatusChange, ...]]:
             server = await directory.server(sql, name)
-            if server is None or server.status is not Status.DOWN or server.offline:
+            if not await may(sql) or server is None or server.status is not Status.DOWN or server.offline:
                 return Decision(facts=(), answer=())
             fact = attrs.evolve(server, boot=boot, status=Status.RUNNING if good else Status.FAILED, since=self._wall())
             return Decision(facts=(fact,), answer=(StatusChange(server=name, before=server.status, after=fact.status),))
 
-        return self._ledger.enter("rejoined", decide)
+        return self._ledger.enter("rejoined", decide, Needs.RECONCILED)
 
     def set_offline(self, name: str, offline: bool) -> Deferred[Entered[tuple[StatusChange, ...]]]:
         """Take a node offline, or let it return: either way it is `down` until it has been verified. Raises `Refusal`."""
@@ -245,10 +262,10 @@ class Members:
             fact = attrs.evolve(server, offline=offline, status=Status.DOWN, since=self._wall())
             return Decision(facts=(fact,), answer=(StatusChange(server=name, before=server.status, after=fact.status),))
 
-        return self._ledger.enter("set offline", decide)
+        return self._ledger.enter("set offline", decide, Needs.RECONCILED)
 
-    def drain(self, name: str, draining: bool) -> Deferred[Entered[None]]:
-        """Have the files of a node kept elsewhere, or no longer. Raises `Refusal`."""
+    def drain(self, name: str, draining: bool, *, only_look: bool = False) -> Deferred[Entered[None]]:
+        """Have the files of a node kept elsewhere, or no longer; with `only_look` nothing is changed. Raises `Refusal`."""
 
         async def decide(sql: Any, position: Position) -> Decision[None]:
             server = await directory.server(sql, name)
@@ -264,23 +281,13 @@ class Members:
                     staying=len(staying),
                 )
             fact = attrs.evolve(server, draining=draining)
-            return Decision(facts=() if fact == server else (fact,), answer=None)
+            return Decision(facts=() if only_look or fact == server else (fact,), answer=None)
 
         return self._ledger.enter("drain", decide)
 
     async def copies_on(self, name: str) -> tuple[int, int]:
-        """How many copies a node holds, and how many of them are the only durable one."""
-
-        async def ask(sql: Any) -> tuple[int, int]:
-            held = await sql.query("SELECT count(*) FROM copies WHERE node = :name", {"name": name})
-            only = await sql.query(
-                "SELECT count(*) FROM copies AS mine WHERE node = :name AND durable AND NOT EXISTS"
-                " (SELECT 1 FROM copies AS other WHERE other.file = mine.file AND other.node <> :name AND other.durable)",
-                {"name": name},
-            )
-            return int(held[0][0]), int(only[0][0])
-
-        found: tuple[int, int] = await self._ledger.database.read(ask)
+        """How many copies a node is to hold, and how many of those that it has are the only one on a running node."""
+        found: tuple[int, int] = await self._ledger.database.read(lambda sql: _copies_on(sql, name))
         return found
 
     async def keep_matrix(self, opinions: Mapping[tuple[str, str], Status]) -> None:
@@ -327,7 +334,7 @@ class Members:
                     "INSERT INTO heartbeats (server, at, epoch, revision, used_bytes, available_bytes)"
                     " VALUES (:server, :at, :epoch, :revision, :used, :available) ON CONFLICT (server) DO UPDATE SET at = excluded.at,"
                     " epoch = excluded.epoch, revision = excluded.revision, used_bytes = excluded.used_bytes,"
-                    " available_bytes = excluded.available_bytes",
+                    " available_bytes = excluded.available_bytes WHERE excluded.at >= heartbeats.at",
                     row,
                 )
                 if sample:
@@ -369,6 +376,18 @@ class Members:
 def absent(servers: Iterable[Server], boots: Mapping[str, str]) -> frozenset[str]:
     """Nodes that are down whatever anybody thinks: taken offline, or a new process that nobody has verified."""
     return frozenset(server.name for server in servers if server.offline or boots.get(server.name, server.boot) != server.boot)
+
+
+async def _copies_on(sql: Any, name: str) -> tuple[int, int]:
+    """See `Members.copies_on`: what a node had that is down, or gone, is no copy to rely on when another one is taken away."""
+    held = await sql.query("SELECT count(*) FROM copies WHERE node = :name", {"name": name})
+    only = await sql.query(
+        "SELECT count(*) FROM copies AS mine WHERE node = :name AND durable AND NOT EXISTS"
+        " (SELECT 1 FROM copies AS other JOIN servers ON servers.name = other.node AND servers.status = :running"
+        " WHERE other.file = mine.file AND other.node <> :name AND other.durable)",
+        {"name": name, "running": Status.RUNNING.value},
+    )
+    return int(held[0][0]), int(only[0][0])
 
 
 def _secret_hash(secret: str) -> bytes:

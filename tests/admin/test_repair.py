@@ -1,0 +1,268 @@
+"""Rounds of repair over a catalogue in memory: what comes first, how much at a time, and what other changes do to it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from random import Random
+from typing import Any
+
+import attrs
+import pytest
+import pytest_twisted
+from twisted.internet.defer import Deferred
+
+from securifile.admin.repair import COMING_MAX, Repair
+from securifile.model.entries import Copy
+from securifile.model.errors import Code, Refusal
+from securifile.model.facts import File
+from securifile.model.servers import Status
+from securifile.model.settings import ClusterSettings
+from securifile.protocol import messages as m
+from securifile.sql import directory
+from securifile.sql.sqlite import SqliteDatabase
+from tests.admin.catalogues import World
+
+GRACE_S = 600.0
+SETTINGS = ClusterSettings(replicas=1, write_copies=1, repair_after_s=GRACE_S)
+ROOM = 1000
+
+
+class Repairing:
+    """Six running nodes with room, r = 1, and a planner."""
+
+    def __init__(self) -> None:
+        self.world = World(SqliteDatabase(None))
+        self.room: dict[str, int] = {}
+        self.repair: Repair
+
+    async def open(self) -> None:
+        await self.world.open(SETTINGS)
+        for name in ("n4", "n5", "n6"):
+            await self.world.join(name)
+        self.room = dict.fromkeys(self.world.catalogue.roster.nodes, ROOM)
+        self.repair = self.planner(self.world.catalogue.ledger)
+
+    def planner(self, ledger: Any) -> Repair:
+        """A planner on that ledger."""
+        roster = self.world.catalogue.roster
+        return Repair(ledger=ledger, roster=roster, wall=lambda: self.world.now, room=lambda: self.room, below=Random(1).randrange)
+
+    async def put(self, path: str, copies: str) -> None:
+        """A new version with copies on these nodes: `n1 n2?`, the second one pending."""
+        listed = tuple(
+            Copy(node=text.removesuffix("?"), priority=priority, durable=not text.endswith("?"))
+            for priority, text in enumerate(copies.split())
+        )
+        asked = await self.world.upload(path, copies=listed)
+        await self.world.catalogue.files.commit(asked, listed[0].node)
+
+    async def down(self, *names: str) -> None:
+        """Nodes that have been down for longer than the grace time."""
+        await self.world.hold(dict.fromkeys(names, Status.DOWN))
+        self.world.now += GRACE_S + 1
+
+    async def copies(self, path: str) -> str:
+        """A file's copies, as `put` takes them."""
+        return " ".join(f"{copy.node}{'' if copy.durable else '?'}" for copy in (await self.world.entry(path)).version.copies)
+
+    async def pending(self) -> list[tuple[str, str]]:
+        """(file name, node) of the copies that are to be made."""
+        return [(file.name, node) for node in self.world.catalogue.roster.nodes for file in await self._pending_on(node)]
+
+    async def _pending_on(self, node: str) -> list[File]:
+        found: list[File] = await self.world.catalogue.read(lambda sql: directory.pending_on(sql, node))
+        return found
+
+    async def make_pending(self) -> None:
+        """Let the running nodes make what they should."""
+        for node in self.world.catalogue.roster.running:
+            for file in await self._pending_on(node):
+                await self.world.catalogue.files.copy_made(m.CopyMade(file=file.id, attempt=file.version.attempt), node)
+
+    async def settle(self, rounds: int = 6) -> None:
+        """Plan and make copies, in turn."""
+        for _ in range(rounds):
+            await self.repair.round()
+            await self.make_pending()
+
+
+@attrs.frozen
+class Before:
+    """A ledger in which something else is entered just before each repair."""
+
+    ledger: Any
+    first: Callable[[], Awaitable[Any]]
+
+    @property
+    def database(self) -> Any:
+        return self.ledger.database
+
+    def enter(self, name: str, decide: Any) -> Deferred[Any]:
+        """See `Ledger`."""
+
+        async def both() -> Any:
+            await self.first()
+            return await self.ledger.enter(name, decide)
+
+        return Deferred.fromCoroutine(both())
+
+
+@pytest.fixture
+def repairing() -> Iterator[Repairing]:
+    made = Repairing()
+    pytest_twisted.blockon(Deferred.fromCoroutine(made.open()))
+    yield made
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_is_as_it_should_be_is_left_alone(repairing: Repairing) -> None:
+    """With all copies good, and with a node that is away only for a while, a round changes nothing at all."""
+    await repairing.put("alice/a", "n1 n2")
+    before = repairing.world.catalogue.ledger.position
+    await repairing.repair.round()
+    assert repairing.world.catalogue.ledger.position == before
+    await repairing.world.hold({"n2": Status.DOWN})
+    repairing.world.now = repairing.world.catalogue.roster.servers["n2"].since + GRACE_S - 1
+    before = repairing.world.catalogue.ledger.position
+    await repairing.repair.round()
+    assert repairing.world.catalogue.ledger.position == before
+
+
+@pytest_twisted.ensureDeferred
+async def test_lost_copies_are_made_anew(repairing: Repairing) -> None:
+    """The node is lost: another one is to have the copy, and when it has, the lost one is forgotten; the next one is the origin."""
+    await repairing.put("alice/a", "n1 n2")
+    await repairing.down("n1")
+    await repairing.repair.round()
+    ((_, node),) = await repairing.pending()
+    assert await repairing.copies("alice/a") == f"n2 n1 {node}?"
+    await repairing.settle()
+    assert await repairing.copies("alice/a") == f"n2 {node}"
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_most_endangered_come_first_and_not_too_many_at_once(repairing: Repairing) -> None:
+    """Files with one copy left are planned before those with two, and no more than a cluster can make at a time."""
+    await repairing.world.catalogue.members.set_settings(attrs.evolve(SETTINGS, replicas=2))
+    for number in range(COMING_MAX):
+        await repairing.put(f"alice/two-left-{number}", "n1 n2 n3")
+    for number in range(10):
+        await repairing.put(f"alice/one-left-{number}", "n1 n3 n4")
+    await repairing.down("n3", "n4")
+    await repairing.repair.round()
+    planned = await repairing.pending()
+    assert len(planned) == COMING_MAX
+    assert sum(name.startswith("one-left") for name, _ in planned) == 20
+    await repairing.repair.round()
+    assert len(await repairing.pending()) == COMING_MAX
+    await repairing.settle()
+    assert await repairing.pending() == []
+    for number in range(COMING_MAX):
+        assert len((await repairing.copies(f"alice/two-left-{number}")).split()) == 3
+
+
+@pytest_twisted.ensureDeferred
+async def test_copies_that_cannot_be_made_hold_up_no_others(repairing: Repairing) -> None:
+    """More copies than are made at a time were to go to a node that is lost now: others take them over, and repair goes on."""
+    for number in range(COMING_MAX + 5):
+        await repairing.put(f"alice/{number}", "n1 n2")
+    await repairing.down("n2")
+    repairing.room = {"n3": ROOM}
+    await repairing.repair.round()
+    assert {node for _, node in await repairing.pending()} == {"n3"}
+    await repairing.down("n3")
+    repairing.room = {"n4": ROOM}
+    await repairing.settle()
+    assert {await repairing.copies(f"alice/{number}") for number in range(COMING_MAX + 5)} == {"n1 n4"}
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_nobody_can_read_holds_up_no_others(repairing: Repairing) -> None:
+    """Pending copies whose file has no copy left to be made from do not count among those that are being made."""
+    for number in range(COMING_MAX):
+        await repairing.put(f"alice/{number}", "n1 n2?")
+    await repairing.down("n1")
+    await repairing.put("alice/other", "n3 n4")
+    await repairing.down("n4")
+    await repairing.repair.round()
+    assert (await repairing.copies("alice/other")).startswith("n3 n4 ")
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_upload_that_came_between_is_not_undone(repairing: Repairing) -> None:
+    """Between planning and committing, a new version is uploaded to other nodes: its copies stay as they are."""
+    await repairing.put("alice/a", "n1 n2")
+    await repairing.down("n2")
+    between = repairing.planner(Before(repairing.world.catalogue.ledger, lambda: repairing.put("alice/a", "n5 n6")))
+    await between.round()
+    assert (await repairing.world.entry("alice/a")).version.number == 2
+    assert await repairing.copies("alice/a") == "n5 n6"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_file_that_was_deleted_meanwhile_stays_deleted(repairing: Repairing) -> None:
+    """What is gone when the repair is committed does not come back."""
+    await repairing.put("alice/a", "n1 n2")
+    await repairing.down("n2")
+    await repairing.planner(Before(repairing.world.catalogue.ledger, lambda: repairing.world.delete("alice/a"))).round()
+    assert await repairing.world.entry("alice/a") is None
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_copies_of_a_removed_node_are_made_anew_at_once(repairing: Repairing) -> None:
+    """A node that is no member any more is not waited for."""
+    await repairing.put("alice/a", "n1 n2")
+    await repairing.world.catalogue.members.remove("n2")
+    del repairing.room["n2"]
+    await repairing.settle()
+    assert "n2" not in await repairing.copies("alice/a") and len((await repairing.copies("alice/a")).split()) == 2
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_drained_node_is_emptied(repairing: Repairing) -> None:
+    """Its copies are made elsewhere, then dropped; it goes on serving, and is not asked to take others."""
+    await repairing.put("alice/a", "n1 n2")
+    await repairing.world.catalogue.members.drain("n1", True)
+    await repairing.repair.round()
+    assert (await repairing.copies("alice/a")).startswith("n2 n1 ")
+    await repairing.settle()
+    assert await repairing.world.catalogue.members.copies_on("n1") == (0, 0)
+
+
+@pytest_twisted.ensureDeferred
+async def test_another_r_is_moved_towards(repairing: Repairing) -> None:
+    """A higher r makes copies of what is there, a lower one drops the last by priority."""
+    for path in ("alice/a", "alice/b"):
+        await repairing.put(path, "n1 n2")
+    for replicas in (3, 0):
+        await repairing.world.catalogue.members.set_settings(attrs.evolve(SETTINGS, replicas=replicas))
+        await repairing.settle()
+        for path in ("alice/a", "alice/b"):
+            copies = (await repairing.copies(path)).split()
+            assert len(copies) == replicas + 1 and copies[0] == "n1"
+
+
+@pytest_twisted.ensureDeferred
+async def test_two_planners_do_it_once(repairing: Repairing) -> None:
+    """A second admin server that planned the same finds it done, and adds nothing."""
+    await repairing.put("alice/a", "n1 n2")
+    await repairing.down("n2")
+    await repairing.planner(Before(repairing.world.catalogue.ledger, repairing.repair.round)).round()
+    assert len(await repairing.pending()) == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_removing_the_last_good_copy_is_refused(repairing: Repairing) -> None:
+    """Only copies on other running nodes count: what a lost or removed node once had saves nothing."""
+    members = repairing.world.catalogue.members
+    await repairing.put("alice/a", "n1 n2")
+    await repairing.world.hold({"n2": Status.DOWN})
+    with pytest.raises(Refusal) as refused:
+        await members.remove("n1")
+    assert refused.value.code is Code.CONFLICT and refused.value.evidence == {"files": 1}
+    await repairing.world.hold({"n2": Status.RUNNING})
+    await members.remove("n1", only_look=True)
+    assert "n1" in repairing.world.catalogue.roster.servers
+    await members.remove("n1")
+    with pytest.raises(Refusal):
+        await members.remove("n2", only_look=True)
