@@ -14,6 +14,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from securifile.admin.catalogue import Catalogue
+from securifile.admin.duties import Duty
 from securifile.admin.ledger import Entered
 from securifile.admin.members import Seen, StatusChange, absent
 from securifile.admin.peers import Peers
@@ -53,8 +54,13 @@ class Watch:
         peers: Peers,
         audit: Any,
         random: Callable[[int], bytes],
+        duty: Duty,
     ) -> None:
+        """Args:
+        duty: whether it is this admin server that judges and verifies.
+        """
         self._clock = clock
+        self._duty = duty
         self._wall = wall
         self._name = name
         self._catalogue = catalogue
@@ -93,6 +99,7 @@ class Watch:
             has_caught_up=self._has_caught_up,
             random=random,
             audit=audit,
+            may=duty.still_ours,
         )
         peers.watch(lost=self._lost)
         catalogue.ledger.listen(self._learn)
@@ -128,6 +135,17 @@ class Watch:
         heard = self._heard.get(name)
         return None if heard is None else self._clock.seconds() - heard
 
+    @property
+    def hears(self) -> bool:
+        """Whether any node has lately been heard, or there is none to hear."""
+        oldest = self._clock.seconds() - LAPSE_INTERVALS * self._catalogue.roster.settings.heartbeat_interval_s
+        return not self._catalogue.roster.nodes or any(heard >= oldest for heard in self._heard.values())
+
+    @property
+    def _acts(self) -> bool:
+        """Whether this server judges and verifies now: nobody does while it is not known what the nodes know."""
+        return self._duty.is_ours and self._catalogue.ledger.reconciled
+
     def is_available(self, name: str) -> bool:
         """Whether people can be sent to a node: it is running, and no heartbeat to it is overdue."""
         return self._catalogue.roster.is_running(name) and not self.heartbeats.is_doubtful(name)
@@ -148,7 +166,9 @@ class Watch:
         server = self._catalogue.roster.servers.get(name)
         is_known = server is not None and server.boot == message.boot
         return m.HeartbeatAnswer(
-            position=self._catalogue.ledger.position, held_for=server.status if server is not None and is_known else Status.DOWN
+            position=self._catalogue.ledger.position,
+            held_for=server.status if server is not None and is_known else Status.DOWN,
+            wall=self._wall(),
         )
 
     def _has_caught_up(self, name: str) -> bool:
@@ -184,7 +204,10 @@ class Watch:
                 self._seen.pop(name, None)
                 self._boots.pop(name, None)
         self.reconsider()
-        self.rejoins.look()
+        if self._acts:
+            self.rejoins.look()
+        elif self._duty.doer not in (None, self._name):
+            self.rejoins.stop()
         self._position_before = self._catalogue.ledger.position
 
     def _judged(self, name: str, before: Status, after: Status) -> None:
@@ -206,8 +229,8 @@ class Watch:
         }
 
     def reconsider(self) -> None:
-        """Judge, if it would change anything."""
-        if self._stopped:
+        """Judge, if it would change anything and it is for this server to do."""
+        if self._stopped or not self._acts:
             return
         if self._judging is not None:
             self._again = True
@@ -227,7 +250,7 @@ class Watch:
     async def _judge(self) -> None:
         names = self._catalogue.roster.nodes
         entered: Entered[tuple[StatusChange, ...]] = await self._catalogue.members.judge(
-            self.opinions, {name: self.heartbeats.status_of(name) for name in names}, dict(self._boots)
+            self.opinions, {name: self.heartbeats.status_of(name) for name in names}, dict(self._boots), self._duty.still_ours
         )
         for change in entered.answer:
             self._log.info(
@@ -265,7 +288,7 @@ class Watch:
             self._matrix_kept.update(changed)
         if self._seen:
             now = self._clock.seconds()
-            sample = self._sampled_at is None or now - self._sampled_at >= SAMPLE_S
+            sample = self._duty.is_ours and (self._sampled_at is None or now - self._sampled_at >= SAMPLE_S)
             await self._catalogue.members.keep_heartbeats(self._seen, sample=sample)
             if sample:
                 self._sampled_at = now

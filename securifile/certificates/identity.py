@@ -24,7 +24,7 @@ from cryptography.x509.oid import NameOID
 from securifile.certificates.keeping import read_whole, write_private
 from securifile.certificates.names import PersonUri, ServerUri, parse_uri
 
-BACKDATED_S = 300
+BACKDATED_S = 86_400
 """How long before its making a certificate is valid: a peer's clock may be behind."""
 
 IDENTITY_FILE = "identity.pem"

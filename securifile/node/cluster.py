@@ -20,6 +20,7 @@ from securifile.model.records import AuditRecord
 from securifile.model.roster import Roster
 from securifile.model.servers import HostPort, ServerKind, Status
 from securifile.model.standing import Standing, standing
+from securifile.node.cluster_time import ClusterTime
 from securifile.node.index import Index
 from securifile.node.locks import Granter, Locks
 from securifile.protocol import messages as m
@@ -47,7 +48,7 @@ class Cluster:
         self,
         *,
         clock: IReactorTime,
-        wall: Callable[[], float],
+        wall: ClusterTime,
         name: str,
         boot: str,
         index: Index,
@@ -88,6 +89,7 @@ class Cluster:
             compose=self.compose,
             judged=self._judged,
         )
+        self.heartbeats.on_answer = self._answered
         self.locks = Locks(
             clock=clock, roster=self.roster, name=name, granter=self.granter, ask=self.ask, is_doubtful=self.heartbeats.is_doubtful
         )
@@ -146,6 +148,10 @@ class Cluster:
     def _connected(self, name: str) -> bool:
         link = self._links.get(name)
         return link is not None and link.connected
+
+    def _answered(self, server: Server, answer: m.HeartbeatAnswer, trip_s: float) -> None:
+        if server.kind is ServerKind.ADMIN and answer.wall:
+            self._wall.heard(answer.wall, trip_s)
 
     # --- what this node thinks of the others ---
 

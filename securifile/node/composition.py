@@ -25,6 +25,7 @@ from securifile.model.servers import HostPort, ServerKind, Status
 from securifile.node.acting import Acting
 from securifile.node.checks import Checks
 from securifile.node.cluster import Cluster
+from securifile.node.cluster_time import ClusterTime
 from securifile.node.feed import Feed
 from securifile.node.housekeeping import Housekeeping
 from securifile.node.index import Index
@@ -83,7 +84,7 @@ class Node:
         self._world = world
         self._stores = stores
         self._me = me
-        clock, wall, name, index = world.clock, world.wall, me.name, stores.index
+        clock, wall, name, index = world.clock, ClusterTime(world.wall), me.name, stores.index
         checks = Checks(index=index, wall=wall, name=name)
         self._feed = Feed(
             clock=clock,

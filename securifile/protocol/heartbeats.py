@@ -16,6 +16,7 @@ from twisted.python.failure import Failure
 
 from securifile.model.detector import Pulse, answered, sending
 from securifile.model.errors import DeadlineExceeded, PeerUnreachable, Refusal
+from securifile.model.facts import Server
 from securifile.model.ids import BEGINNING, Position
 from securifile.model.roster import Roster
 from securifile.model.servers import Status
@@ -58,6 +59,8 @@ class Heartbeats:
         self._timer: Any = None
         self.acknowledgements: dict[str, Acknowledgement] = {}
         self.heard = BEGINNING
+        self.on_answer: Callable[[Server, HeartbeatAnswer, float], None] = lambda server, answer, trip_s: None
+        """Told of each answer: whose, what it says, and how many seconds it took."""
 
     def start(self) -> None:
         """Send the first round now, and then one every interval until `stop`."""
@@ -140,6 +143,7 @@ class Heartbeats:
         if pulse is None or server is None:
             return
         self.hear(answer.position)
+        self.on_answer(server, answer, self._clock.seconds() - sent_at)
         known = self.acknowledgements.get(name)
         if known is None or known.sent_at <= sent_at:
             self.acknowledgements[name] = Acknowledgement(

@@ -48,6 +48,8 @@ class HeartbeatAnswer:
     position: Position
     held_for: Status
     """What the answering server holds the asker for."""
+    wall: float = 0.0
+    """Of an admin server: its wall clock, seconds since 1970."""
 
 
 @attrs.frozen(kw_only=True)

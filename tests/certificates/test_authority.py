@@ -27,7 +27,7 @@ from twisted.internet.utils import getProcessOutputAndValue
 from zope.interface import implementer
 
 from securifile.certificates.authority import Authority, BadSigningRequest
-from securifile.certificates.identity import Identity, TrustAnchors, make_csr, new_key, uri_of, verify_signature
+from securifile.certificates.identity import BACKDATED_S, Identity, TrustAnchors, make_csr, new_key, uri_of, verify_signature
 from securifile.certificates.names import PersonUri, ServerUri
 from securifile.model.servers import ServerKind
 
@@ -80,7 +80,7 @@ def test_a_servers_certificate(authority: Authority) -> None:
     assert set(purposes) == {ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH}
     assert x509.SubjectKeyIdentifier in extensions
     assert x509.AuthorityKeyIdentifier in extensions
-    assert certificate.not_valid_before_utc.timestamp() == NOW - 300
+    assert certificate.not_valid_before_utc.timestamp() == NOW - BACKDATED_S
     assert certificate.not_valid_after_utc.timestamp() == NOW + DAY_S
 
 
