@@ -13,8 +13,9 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from securifile.http.sources import Sources
-from securifile.model.errors import BlobExists, DiskFull, OutcomeUnknown, Refusal, StreamBroken
+from securifile.http.sources import Sources, VersionSource
+from securifile.model.entries import BlobSummary
+from securifile.model.errors import BlobExists, Code, DiskFull, OutcomeUnknown, Refusal, StreamBroken
 from securifile.model.facts import Fact, File
 from securifile.model.ids import AttemptId
 from securifile.node.acting import Acting
@@ -94,13 +95,22 @@ class Mending:
         while True:
             await self._news
             self._news = Deferred()
-            for file in await directory.pending_on(self._index.sql, self._name):
-                try:
-                    await self._complete(file)
-                except FAILED as error:
-                    self._log.warn("the copy of {file} cannot be made yet: {problem}", file=str(file.id), problem=str(error))
-                    await deferLater(self._clock, AGAIN_S)
-                    self._wake()
+            if not await self._pass(await directory.pending_on(self._index.sql, self._name)):
+                await deferLater(self._clock, AGAIN_S)
+                self._wake()
+
+    async def _pass(self, pending: list[File]) -> bool:
+        """Make the pending copies, each if it can be; whether nothing is left over."""
+        complete = True
+        for file in pending:
+            try:
+                await self._complete(file)
+            except FAILED as error:
+                self._log.warn("the copy of {file} cannot be made yet: {problem}", file=str(file.id), problem=str(error))
+                complete = False
+                if not _is_about_one_file(error):
+                    break
+        return complete
 
     async def _complete(self, file: File) -> None:
         """Fetch one pending copy and have it noted."""
@@ -139,11 +149,29 @@ class Mending:
     async def _fetch(self, file: File, rate: float) -> None:
         """Fetch a version's blob from a holder, and keep it if its digest is the recorded one."""
         version = file.version
-        holders = [holder for holder in version.holders if holder != self._name]
-        source = self._sources.open(version, sorted(holders, key=lambda holder: not self._acting.is_available(holder)), 0, version.size)
+        others = [holder for holder in version.holders if holder != self._name]
+        holders = sorted(others, key=lambda holder: not self._acting.is_available(holder))
+        while True:
+            source = self._sources.open(version, holders, 0, version.size)
+            summary = await self._copy(file, source, rate)
+            if (summary.size, summary.digest) == (version.size, version.digest):
+                break
+            await self._blobs.quarantine(version.attempt, "fetched with another digest than the catalogue's")
+            # Those that were not asked yet may have the right one.
+            holders = [holder for holder in holders if holder not in source.tried]
+            if not holders or not source.tried:
+                raise StreamBroken(f"what was fetched of {file.id} is not version {version.number}")
+        self._checked(version.attempt)
+        self._log.info("fetched {file} version {number}", file=str(file.id), number=version.number)
+
+    async def _copy(self, file: File, source: VersionSource, rate: float) -> BlobSummary:
+        version = file.version
         try:
             writer = await self._blobs.begin(version.attempt, version.algorithm)
         except BlobExists:
+            if await self._is_whole(file):
+                # An upload's straggler has arrived this very moment.
+                raise
             # Whole but for a sidecar that says otherwise, or rotten: put it aside, do not trust it.
             await self._blobs.quarantine(version.attempt, "not the version that the catalogue has")
             writer = await self._blobs.begin(version.attempt, version.algorithm)
@@ -154,18 +182,19 @@ class Mending:
                 early_s = writer.received / rate - (self._clock.seconds() - began) if rate else 0.0
                 if early_s > 0:
                     await deferLater(self._clock, early_s)
-            summary = await writer.finish(file.id, version.number)
+            summary: BlobSummary = await writer.finish(file.id, version.number)
         except BaseException:
             await writer.abandon()
             raise
         finally:
             source.close()
-        if (summary.size, summary.digest) != (version.size, version.digest):
-            await self._blobs.quarantine(version.attempt, "fetched with another digest than the catalogue's")
-            raise StreamBroken(f"what was fetched of {file.id} is not version {version.number}")
-        self._checked(version.attempt)
-        self._log.info("fetched {file} version {number}", file=str(file.id), number=version.number)
+        return summary
 
     def _stopped(self, failure: Any) -> None:
         if not failure.check(CancelledError):
             self._log.failure("mending has stopped", failure)
+
+
+def _is_about_one_file(error: BaseException) -> bool:
+    """Whether the next file may go better: no room, or nobody to tell, is the same for all."""
+    return isinstance(error, StreamBroken | BlobExists) or (isinstance(error, Refusal) and error.code is Code.NO_HOLDER)
