@@ -13,6 +13,7 @@ from securifile.http.channel import Request
 from securifile.http.exchange import Access, Answer
 from securifile.http.shared_api import SharedApi
 from securifile.model.errors import Code, DeadlineExceeded, PeerUnreachable, Refusal
+from securifile.model.facts import Server
 from securifile.model.servers import ServerKind, Status
 from securifile.protocol import messages as m
 
@@ -60,6 +61,7 @@ class OperationsApi:
         return await self._set_drain(name_in(request), draining=False, only_look=False)
 
     async def _set_drain(self, name: str, *, draining: bool, only_look: bool) -> Answer:
+        self._node(name)
         copies, only = await self._catalogue.members.copies_on(name)
         if not only_look:
             await self._backend.enter(self._catalogue.members.drain(name, draining))
@@ -69,10 +71,7 @@ class OperationsApi:
         """Have a node read all it should have, and fetch what is missing or rotten; it serves nobody meanwhile."""
         administrator(access)
         name = name_in(request)
-        server = self._catalogue.roster.servers.get(name)
-        if server is None or server.kind is not ServerKind.NODE:
-            raise Refusal(Code.NOT_FOUND, f"There is no node {name}.")
-        if server.status is Status.RUNNING:
+        if self._node(name).status is Status.RUNNING:
             raise Refusal(
                 Code.CONFLICT, f"{name} is running, and mends itself what it finds. Take it offline first to have all of it read."
             )
@@ -90,3 +89,9 @@ class OperationsApi:
                 "lost": [str(file) for file in repaired.lost],
             },
         )
+
+    def _node(self, name: str) -> Server:
+        server = self._catalogue.roster.servers.get(name)
+        if server is None or server.kind is not ServerKind.NODE:
+            raise Refusal(Code.NOT_FOUND, f"There is no node {name}.")
+        return server
