@@ -10,11 +10,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import attrs
+from twisted.logger import Logger
 
 from securifile.admin.backend import AdminBackend, NodeHandlers
 from securifile.admin.catalogue import Catalogue
 from securifile.admin.chores import Chore, Chores
 from securifile.admin.contents import RedirectedContents
+from securifile.admin.duties import TURN_S, Duty
 from securifile.admin.followers import Followers
 from securifile.admin.operator import OperatorAuthenticator
 from securifile.admin.peers import Peers
@@ -28,7 +30,7 @@ from securifile.http.lookup import Lookup
 from securifile.http.redirects import Redirector
 from securifile.http.sources import Sources
 from securifile.http.transfers import Transfers
-from securifile.model.errors import PeerUnreachable
+from securifile.model.errors import DatabaseUnavailable, OutcomeUnknown, PeerUnreachable
 from securifile.model.facts import Change
 from securifile.model.ids import Position
 from securifile.model.servers import HostPort, ServerKind
@@ -59,6 +61,8 @@ class Self:
 class Admin:
     """One admin server. Nodes reach it by `handlers` and `peers`, people by `authenticator`, `lookup`, `contents` and `backend`."""
 
+    _log = Logger()
+
     def __init__(self, world: World, me: Self, catalogue: Catalogue, authority: Authority, audit: Any) -> None:
         """Args:
         catalogue: open.
@@ -67,7 +71,17 @@ class Admin:
         self.world, self.me, self.catalogue, self.authority = world, me, catalogue, authority
         clock, wall, roster, ledger = world.clock, world.wall, catalogue.roster, catalogue.ledger
         self.peers = Peers()
-        self.watch = Watch(clock=clock, wall=wall, name=me.name, catalogue=catalogue, peers=self.peers, audit=audit, random=world.random)
+        self.duty = Duty(clock=clock, database=catalogue.database, holder=me.name)
+        self.watch = Watch(
+            clock=clock,
+            wall=wall,
+            name=me.name,
+            catalogue=catalogue,
+            peers=self.peers,
+            audit=audit,
+            random=world.random,
+            duty=self.duty,
+        )
         self.backend = AdminBackend(
             clock=clock,
             wall=wall,
@@ -105,16 +119,18 @@ class Admin:
             wall=wall,
             room=lambda: {name: seen.available_bytes for name, seen in self.watch.seen.items() if roster.is_running(name)},
             below=world.below,
+            may=self.duty.still_ours,
         )
         self._chores = Chores(
             clock,
             [
+                Chore(name="taking turns", pause_s=TURN_S, work=lambda: self.duty.look(self.watch.hears)),
                 Chore(name="looking after the feed", pause_s=FEED_S, work=self.backend.look_after_feed),
                 Chore(name="keeping heartbeats", pause_s=KEEP_S, work=self.watch.keep),
                 Chore(name="forgetting expired sessions", pause_s=TIDY_S, work=catalogue.people.forget_expired_sessions),
-                Chore(name="trimming the feed", pause_s=TIDY_S, work=self._trim),
+                Chore(name="trimming the feed", pause_s=TIDY_S, work=self._if_ours(self._trim)),
                 Chore(name="forgetting checks", pause_s=TIDY_S, work=catalogue.checks.forget_some),
-                Chore(name="planning repairs", pause_s=REPAIR_ROUND_S, work=self.repair.round),
+                Chore(name="planning repairs", pause_s=REPAIR_ROUND_S, work=self._if_ours(self.repair.round)),
             ],
         )
 
@@ -143,10 +159,23 @@ class Admin:
     async def stop(self) -> None:
         """Do nothing any more; transfers under way are cut."""
         self._chores.stop()
+        try:
+            await self.duty.leave()
+        except (DatabaseUnavailable, OutcomeUnknown) as error:
+            self._log.info("another admin server takes the duties over when they have lapsed: {problem}", problem=str(error))
         self._transfers.stop()
         self.watch.stop()
         self.followers.stop()
         await self._pool.stop()
+
+    def _if_ours(self, work: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
+        """What only the admin server does that has the duty, and none while the epoch is not reconciled."""
+
+        async def do() -> None:
+            if self.duty.is_ours and self.catalogue.ledger.reconciled:
+                await work()
+
+        return do
 
     def _trim(self) -> Awaitable[None]:
         return self.catalogue.ledger.trim(self.catalogue.roster.settings.feed_kept)

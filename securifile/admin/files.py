@@ -192,7 +192,7 @@ class Files:
         async def ask(sql: Any) -> m.Outcome:
             if abandon:
                 # In the same queue as commits: one of the two is first, and the other finds it.
-                await sql.query("SELECT revision FROM cluster FOR UPDATE")
+                await self._ledger.guard(sql)
                 await sql.execute(
                     "INSERT INTO attempts (attempt, ended, ended_at) VALUES (:attempt, 'abandoned', :at) ON CONFLICT (attempt) DO NOTHING",
                     {"attempt": attempt.value, "at": self._wall()},

@@ -3,26 +3,56 @@
 A writing transaction first raises the revision in the one row of `cluster`. That takes the row's lock, so writers queue
 and revisions are handed out in commit order: whoever has seen revision r can ask for "everything after r" and will
 miss nothing (a sequence would be handed out before commit, and a slower transaction be overlooked).
+
+Several admin servers may share the database. A commit notifies the others, which then catch up; should no notification come, a
+chore catches up each second.
+
+A restored backup or a promoted standby takes the catalogue back in time. Then an *epoch* begins, which is not `reconciled` until the nodes
+have handed in what they know beyond it (`admin/reconciliation.py`); until then people change nothing, and nobody signs in. It is
+noticed by what does not fit: the database's identity, a revision handed out twice, or a node whose index has come further, or has
+at the same revision a change with another *mark* (eight random bytes that each change carries).
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from enum import Enum
 from typing import Any, Generic, TypeVar
 
 import attrs
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 
+from securifile.model.errors import Code, DatabaseUnavailable, Refusal
 from securifile.model.facts import Change, Fact
-from securifile.model.ids import Position
+from securifile.model.ids import BEGINNING, Position
 from securifile.protocol.codec import decode_value, encode_value
+from securifile.sql.dialects import POSTGRESQL
 from securifile.sql.facts import apply_fact, every_fact
 
 T = TypeVar("T")
 
 CATCH_UP_MAX = 1000
 """Changes read at once: some hundred kilobytes."""
+
+CHANNEL = "securifile"
+"""On which an admin server notifies the others of its commits."""
+
+MARK_BYTES = 8
+
+SOON_S = 2.0
+"""When to try again what waits for nodes: a few heartbeats."""
+
+
+class Needs(Enum):
+    """What must hold before a change may be made."""
+
+    NODES = "nodes"
+    """More than half of the nodes have told how far they are, and it is not beyond the catalogue; the usual."""
+    RECONCILED = "reconciled"
+    """The epoch is reconciled: for changes without which the nodes could not return."""
+    NOTHING = "nothing"
+    """For what belongs to the reconciliation itself, and for what an admin server says of itself."""
 
 
 @attrs.frozen(kw_only=True)
@@ -50,6 +80,10 @@ class _NothingToChange(Exception):
         self.entered = entered
 
 
+class WentBack(DatabaseUnavailable):
+    """The database has gone back in time, or begun another epoch, since it was last asked; nothing was done."""
+
+
 Listener = Callable[[Position, Change], None]
 
 
@@ -58,15 +92,33 @@ class Ledger:
 
     _log = Logger()
 
-    def __init__(self, database: Any) -> None:
+    def __init__(self, database: Any, random: Callable[[int], bytes]) -> None:
+        """Args:
+        random: so many random bytes, for marks.
+        """
         self.database = database
+        self._random = random
         self._listeners: list[Listener] = []
+        self._on_renewal: list[Callable[[], Awaitable[None]]] = []
         self._told = Position(0, 0)
         self._waiting: dict[int, Change] = {}
+        self._identifier: str | None = None
+        self._hearing: Deferred[None] | None = None
+        self._more_news = False
+        self.has_company: Callable[[], bool] = lambda: True
+        """Whether there are other admin servers, who want to be notified."""
+        self.waits_for_nodes: Callable[[], str | None] = lambda: None
+        """Why people may not change anything yet: how far the nodes are is not known. None: they may."""
+        self.reconciled = True
+        """Whether the present epoch is, as far as is known here."""
 
     def listen(self, listener: Listener) -> None:
         """Call `listener` after each commit made here, in order of revision."""
         self._listeners.append(listener)
+
+    def on_renewal(self, renew: Callable[[], Awaitable[None]]) -> None:
+        """Call `renew` when another epoch has begun: what was learnt from changes may not be so any more."""
+        self._on_renewal.append(renew)
 
     def open(self, system_identifier: str) -> Deferred[Position]:
         """Find out, or draw, the epoch; to be called once before anything else.
@@ -78,54 +130,96 @@ class Ledger:
         return Deferred.fromCoroutine(self._open(system_identifier))
 
     async def _open(self, system_identifier: str) -> Position:
-        async def begin(sql: Any) -> Position:
-            rows = await sql.query("SELECT epoch, revision, system_identifier FROM cluster")
+        async def begin(sql: Any) -> tuple[Position, bool]:
+            rows = await sql.query("SELECT epoch, revision, system_identifier, reconciled FROM cluster FOR UPDATE")
             if not rows:
                 await sql.execute(
-                    "INSERT INTO cluster (one, epoch, revision, system_identifier) VALUES (1, 1, 0, :id)", {"id": system_identifier}
+                    "INSERT INTO cluster (one, epoch, revision, system_identifier, began, reconciled, mark)"
+                    " VALUES (1, 1, 0, :id, 0, :yes, :none)",
+                    {"id": system_identifier, "yes": True, "none": b""},
                 )
-                return Position(1, 0)
-            epoch, revision, known_identifier = rows[0]
-            if known_identifier != system_identifier:
-                epoch += 1
-                await sql.execute("UPDATE cluster SET epoch = :epoch, system_identifier = :id", {"epoch": epoch, "id": system_identifier})
-            return Position(epoch, revision)
+                return Position(1, 0), True
+            epoch, revision, known_identifier, reconciled = rows[0]
+            if known_identifier == system_identifier:
+                return Position(epoch, revision), bool(reconciled)
+            await sql.execute("UPDATE cluster SET system_identifier = :id", {"id": system_identifier})
+            return await self._new_epoch(sql, Position(epoch, revision), epoch + 1)
 
-        self._told = await self.database.transact("open the ledger", begin)
+        before = self._told
+        self._told, self.reconciled = await self.database.transact("open the ledger", begin)
+        self._identifier = system_identifier
+        self._waiting.clear()
+        if not self.reconciled:
+            self._log.critical("epoch {epoch} of the catalogue is not reconciled with the nodes yet", epoch=self._told.epoch)
+        if before.epoch not in (0, self._told.epoch):
+            await self._renew()
         return self._told
+
+    async def _new_epoch(self, sql: Any, known: Position, epoch: int) -> tuple[Position, bool]:
+        """Begin it; whether it is reconciled, because there are no nodes that could know more."""
+        rows = await sql.query("SELECT count(*) FROM servers WHERE kind = 'node'")
+        reconciled = not rows[0][0]
+        await sql.execute(
+            "UPDATE cluster SET epoch = :epoch, began = revision, reconciled = :reconciled", {"epoch": epoch, "reconciled": reconciled}
+        )
+        return Position(epoch, known.revision), reconciled
+
+    async def _renew(self) -> None:
+        for renew in self._on_renewal:
+            await renew()
 
     @property
     def position(self) -> Position:
         """The last change that listeners were told of."""
         return self._told
 
-    def enter(self, name: str, decide: Callable[[Any, Position], Awaitable[Decision[T]]]) -> Deferred[Entered[T]]:
+    def enter(
+        self, name: str, decide: Callable[[Any, Position], Awaitable[Decision[T]]], needs: Needs = Needs.NODES
+    ) -> Deferred[Entered[T]]:
         """Run `decide(sql, position)` and commit the facts it decides on as the change at that position.
 
         `decide` may also write to tables that are not facts. A decision without facts is rolled back as a whole.
 
         Raises:
-            Refusal: what `decide` raised; nothing is changed.
+            Refusal: what `decide` raised, or CATALOGUE_UNAVAILABLE when what the change `needs` is not there; nothing is changed.
             DatabaseUnavailable, OutcomeUnknown: as `IDatabase.transact`.
         """
-        return Deferred.fromCoroutine(self._enter(name, decide))
+        return Deferred.fromCoroutine(self._enter(name, decide, needs))
 
-    async def _enter(self, name: str, decide: Callable[[Any, Position], Awaitable[Decision[T]]]) -> Entered[T]:
+    async def _enter(self, name: str, decide: Callable[[Any, Position], Awaitable[Decision[T]]], needs: Needs) -> Entered[T]:
+        why = self.waits_for_nodes() if needs is Needs.NODES else None
+        if why is not None:
+            raise Refusal(Code.CATALOGUE_UNAVAILABLE, f"Nothing can be changed yet: {why}. Try again soon.", retry_after_s=SOON_S)
+        mark = self._random(MARK_BYTES)
+        before = self._told
+
         async def write(sql: Any) -> Entered[T]:
-            rows = await sql.query("UPDATE cluster SET revision = revision + 1 RETURNING epoch, revision")
-            position = Position(*rows[0])
+            self._check_identity(sql)
+            rows = await sql.query(
+                "UPDATE cluster SET revision = revision + 1, mark = :mark RETURNING epoch, revision, reconciled", {"mark": mark}
+            )
+            position = Position(*rows[0][:2])
+            if position.epoch != before.epoch or position.revision <= before.revision:
+                raise WentBack(f"the catalogue was at {before} and goes on at {position}")
+            if needs is not Needs.NOTHING and not rows[0][2]:
+                raise not_reconciled()
             decision = await decide(sql, position)
             if not decision.facts:
-                before = Position(position.epoch, position.revision - 1)
-                raise _NothingToChange(Entered(position=before, facts=(), answer=decision.answer))
+                unchanged = Position(position.epoch, position.revision - 1)
+                raise _NothingToChange(Entered(position=unchanged, facts=(), answer=decision.answer))
             for fact in decision.facts:
                 await apply_fact(sql, fact)
-            await sql.execute(
-                "INSERT INTO changes (epoch, revision, body) VALUES (:epoch, :revision, :body)",
+            change = Change(revision=position.revision, facts=decision.facts, mark=mark)
+            # In the same question: another trip would cost more than the notification.
+            notify = f" RETURNING pg_notify('{CHANNEL}', :news)" if self._notifies() else ""
+            await sql.query(
+                f"INSERT INTO changes (epoch, revision, mark, body) VALUES (:epoch, :revision, :mark, :body){notify}",
                 {
                     "epoch": position.epoch,
                     "revision": position.revision,
-                    "body": encode_value(Change, Change(revision=position.revision, facts=decision.facts)),
+                    "mark": mark,
+                    "body": encode_value(Change, change),
+                    "news": str(position),
                 },
             )
             return Entered(position=position, facts=decision.facts, answer=decision.answer)
@@ -134,8 +228,35 @@ class Ledger:
             entered: Entered[T] = await self.database.transact(name, write)
         except _NothingToChange as nothing:
             return nothing.entered
-        self._tell(entered.position, Change(revision=entered.position.revision, facts=entered.facts))
+        except WentBack:
+            self.hear_news()
+            raise
+        self._tell(entered.position, Change(revision=entered.position.revision, facts=entered.facts, mark=mark))
         return entered
+
+    async def guard(self, sql: Any) -> None:
+        """For transactions beside `enter` that must not happen in a database that went back in time; takes the row that orders all.
+
+        Raises:
+            DatabaseUnavailable, Refusal.
+        """
+        self._check_identity(sql)
+        rows = await sql.query("SELECT reconciled FROM cluster FOR UPDATE")
+        if not rows[0][0]:
+            raise not_reconciled()
+
+    def require_reconciled(self) -> None:
+        """Raise `Refusal` while the epoch is not reconciled: for those who would trust an old right."""
+        if not self.reconciled:
+            raise not_reconciled()
+
+    def _check_identity(self, sql: Any) -> None:
+        identifier = getattr(sql, "history", None)
+        if identifier is not None and self._identifier is not None and identifier != self._identifier:
+            raise WentBack(f"the database was {self._identifier} and is {identifier}")
+
+    def _notifies(self) -> bool:
+        return bool(self.database.dialect == POSTGRESQL and self.has_company())
 
     def _tell(self, position: Position, change: Change) -> None:
         # COMMITs are ordered, but their answers arrive on several connections: hold back what comes too early.
@@ -147,14 +268,60 @@ class Ledger:
             for listener in self._listeners:
                 listener(self._told, following)
 
+    def hear_news(self, news: str = "") -> None:
+        """Catch up now, because somebody committed something; once for all that is heard of meanwhile.
+
+        Args:
+            news: the position it is about, as notified; empty: not known.
+        """
+        if news and news == str(self._told):
+            return
+        if self._hearing is not None:
+            self._more_news = True
+            return
+        self._hearing = Deferred.fromCoroutine(self.catch_up())
+        self._hearing.addErrback(self._not_heard)
+        self._hearing.addCallback(lambda _: self._heard())
+
+    def _not_heard(self, failure: Any) -> None:
+        # The chore tries again, and says so.
+        if not failure.check(DatabaseUnavailable, CancelledError):
+            self._log.failure("catching up failed", failure)
+
+    def _heard(self) -> None:
+        self._hearing = None
+        more, self._more_news = self._more_news, False
+        if more:
+            self.hear_news()
+
     async def catch_up(self) -> None:
-        """Tell listeners of commits whose answer was lost, or that another admin server made."""
+        """Tell listeners of commits whose answer was lost, or that another admin server made; join in an epoch that was begun."""
         while True:
-            missed = await self.changes_after(self._told, CATCH_UP_MAX)
+            known = self._told
+            (epoch, revision, began, self.reconciled), missed = await self._look(known)
+            if epoch < known.epoch or (epoch == known.epoch and revision < known.revision):
+                await self._begin_epoch(known)
+                return
+            if epoch > known.epoch:
+                if epoch > self._told.epoch:
+                    self._log.critical("epoch {epoch} of the catalogue has begun", epoch=epoch)
+                    self._told = Position(epoch, began)
+                    self._waiting.clear()
+                    await self._renew()
+                continue
             for change in missed:
-                self._tell(Position(self._told.epoch, change.revision), change)
+                self._tell(Position(known.epoch, change.revision), change)
             if len(missed) < CATCH_UP_MAX:
                 return
+
+    async def _look(self, known: Position) -> tuple[tuple[int, int, int, bool], list[Change]]:
+        async def ask(sql: Any) -> tuple[tuple[int, int, int, bool], list[Change]]:
+            ((epoch, revision, began, reconciled),) = await sql.query("SELECT epoch, revision, began, reconciled FROM cluster")
+            missed = await _changes(sql, known, CATCH_UP_MAX) if epoch == known.epoch and revision > known.revision else []
+            return (epoch, revision, began, bool(reconciled)), missed
+
+        found: tuple[tuple[int, int, int, bool], list[Change]] = await self.database.read(ask)
+        return found
 
     async def begin_epoch(self, beyond: Position) -> Position:
         """Begin a new epoch if the catalogue has not come as far as `beyond`, which a node knows: it went back in time.
@@ -163,17 +330,32 @@ class Ledger:
             The position afterwards.
         """
         await self.catch_up()
+        return await self._begin_epoch(beyond)
 
-        async def write(sql: Any) -> Position:
-            rows = await sql.query("SELECT epoch, revision FROM cluster FOR UPDATE")
-            known = Position(*rows[0])
+    async def diverged(self, other: Position) -> Position:
+        """Begin a new epoch, after that of `other`, which a node has in place of our own history; nothing if it has begun already."""
+
+        async def write(sql: Any) -> tuple[Position, bool]:
+            ((epoch, revision, reconciled),) = await sql.query("SELECT epoch, revision, reconciled FROM cluster FOR UPDATE")
+            known = Position(epoch, revision)
+            if epoch > other.epoch:
+                return known, bool(reconciled)
+            return await self._new_epoch(sql, known, other.epoch + 1)
+
+        return await self._begun(await self.database.transact("begin an epoch", write), other)
+
+    async def _begin_epoch(self, beyond: Position) -> Position:
+        async def write(sql: Any) -> tuple[Position, bool]:
+            ((epoch, revision, reconciled),) = await sql.query("SELECT epoch, revision, reconciled FROM cluster FOR UPDATE")
+            known = Position(epoch, revision)
             if known >= beyond:
-                return known
-            after = Position(max(known.epoch, beyond.epoch) + 1, known.revision)
-            await sql.execute("UPDATE cluster SET epoch = :epoch", {"epoch": after.epoch})
-            return after
+                return known, bool(reconciled)
+            return await self._new_epoch(sql, known, max(epoch, beyond.epoch) + 1)
 
-        after: Position = await self.database.transact("begin an epoch", write)
+        return await self._begun(await self.database.transact("begin an epoch", write), beyond)
+
+    async def _begun(self, begun: tuple[Position, bool], beyond: Position) -> Position:
+        after, reconciled = begun
         if after.epoch != self._told.epoch:
             self._log.critical(
                 "the catalogue went back in time: a server knows {beyond}, the catalogue {known}; epoch {epoch} begins",
@@ -181,21 +363,49 @@ class Ledger:
                 known=str(self._told),
                 epoch=after.epoch,
             )
-            self._told = after
+            self._told, self.reconciled = after, reconciled
             self._waiting.clear()
+            await self._renew()
         return self._told
+
+    async def shares(self, position: Position, mark: bytes, marked: int) -> bool:
+        """Whether an index at `position` tells our history, as far as can be known: what it has more, or otherwise, would be missing here.
+
+        Args:
+            mark: that of the change at revision `marked`, at or before the position; empty when the index does not know it.
+        """
+        if position == BEGINNING:
+            return True
+
+        async def ask(sql: Any) -> bool:
+            ((head,),) = await sql.query("SELECT revision FROM cluster")
+            if position.revision > head:
+                return False
+            ours = {
+                row[1]: (row[0], bytes(row[2]))
+                for row in await sql.query(
+                    "SELECT epoch, revision, mark FROM changes WHERE revision IN :two", {"two": (position.revision, marked)}
+                )
+            }
+            # What was trimmed cannot be compared; nor is a mark needed for an epoch that differs.
+            at, then = ours.get(position.revision), ours.get(marked)
+            return (at is None or at[0] == position.epoch) and (then is None or not mark or then[1] == mark)
+
+        shared: bool = await self.database.read(ask)
+        return shared
+
+    async def newest_mark(self) -> bytes:
+        """The mark of the last change."""
+
+        async def ask(sql: Any) -> bytes:
+            return bytes((await sql.query("SELECT mark FROM cluster"))[0][0])
+
+        found: bytes = await self.database.read(ask)
+        return found
 
     async def changes_after(self, position: Position, limit: int) -> list[Change]:
         """Up to `limit` changes after `position`, in order and without a gap."""
-
-        async def ask(sql: Any) -> list[Change]:
-            rows = await sql.query(
-                "SELECT body FROM changes WHERE epoch = :epoch AND revision > :revision ORDER BY revision LIMIT :limit",
-                {"epoch": position.epoch, "revision": position.revision, "limit": limit},
-            )
-            return [decode_value(Change, bytes(row[0])) for row in rows]
-
-        found: list[Change] = await self.database.read(ask)
+        found: list[Change] = await self.database.read(lambda sql: _changes(sql, position, limit))
         return found
 
     async def can_continue(self, position: Position) -> bool:
@@ -228,8 +438,27 @@ class Ledger:
 
         async def forget(sql: Any) -> None:
             await sql.execute(
-                "DELETE FROM changes WHERE epoch < :epoch OR revision <= :revision",
-                {"epoch": self._told.epoch, "revision": self._told.revision - kept},
+                # Those of earlier epochs, too: by them a node's history is compared with ours.
+                "DELETE FROM changes WHERE revision <= :revision",
+                {"revision": self._told.revision - kept},
             )
 
         await self.database.transact("trim the feed", forget)
+
+
+async def _changes(sql: Any, position: Position, limit: int) -> list[Change]:
+    rows = await sql.query(
+        "SELECT body FROM changes WHERE epoch = :epoch AND revision > :revision ORDER BY revision LIMIT :limit",
+        {"epoch": position.epoch, "revision": position.revision, "limit": limit},
+    )
+    return [decode_value(Change, bytes(row[0])) for row in rows]
+
+
+def not_reconciled() -> Refusal:
+    """The refusal while what the catalogue lost is being taken back from the nodes."""
+    return Refusal(
+        Code.CATALOGUE_UNAVAILABLE,
+        "The catalogue went back in time, and waits for the nodes to hand in what they know beyond it. Nothing can be changed until then."
+        " An administrator sees who is missing with: securifile admin epoch.",
+        retry_after_s=SOON_S,
+    )

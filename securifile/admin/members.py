@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred
 
-from securifile.admin.duties import anybody
+from securifile.admin.duties import May, anybody
 from securifile.admin.ledger import Decision, Entered, Ledger, Needs
 from securifile.http.identity import new_token
 from securifile.model.errors import Code, Refusal
@@ -22,10 +22,6 @@ from securifile.sql import directory
 
 INVITE_S = 24 * 3600.0
 """An invitation is carried to the new machine within a day, or made anew."""
-
-
-May = Callable[[Any], Awaitable[bool]]
-"""Whether who acts still may, asked within the transaction."""
 
 
 @attrs.frozen(kw_only=True)

@@ -17,6 +17,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from securifile.admin.catalogue import Catalogue
+from securifile.admin.duties import May, anybody
 from securifile.model.errors import DatabaseUnavailable, DeadlineExceeded, OutcomeUnknown, PeerUnreachable, Refusal, SpoolFull
 from securifile.model.proofs import Report
 from securifile.model.records import AuditRecord
@@ -47,10 +48,12 @@ class Rejoins:
         has_caught_up: Callable[[str], bool],
         random: Callable[[int], bytes],
         audit: Any,
+        may: May = anybody,
     ) -> None:
         """Args:
         boot_of: the life of a node's process, by its last heartbeat.
         has_caught_up: whether a node's index is as far as could be asked.
+        may: asked within the transaction of an admission.
         """
         self._clock = clock
         self._wall = wall
@@ -62,6 +65,7 @@ class Rejoins:
         self._has_caught_up = has_caught_up
         self._random = random
         self._audit = audit
+        self._may = may
         self._under_way: dict[str, Deferred[None]] = {}
 
     def look(self) -> None:
@@ -101,7 +105,7 @@ class Rejoins:
             reason: str | None = "it stopped answering while it was verified"
         else:
             reason = failure_of(reports)
-        change = await self._catalogue.members.rejoined(subject, boot, reason is None)
+        change = await self._catalogue.members.rejoined(subject, boot, reason is None, self._may)
         for one in change.answer:
             self._log.info("{subject} is {after}{why}", subject=subject, after=one.after, why="" if reason is None else f": {reason}")
             self._note("status", subject, f"{one.before} -> {one.after}" + ("" if reason is None else f": {reason}"))

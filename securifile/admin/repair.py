@@ -2,7 +2,7 @@
 
 In each round the files that a lost or leaving node holds come first, the most endangered of them before the others; then a part of all
 files in turn, which finds what a changed r asks for, and what is too much. Every change is decided again inside its transaction, so
-that an upload that came between is not undone, and several admin servers may do this at once.
+that an upload that came between is not undone; of several admin servers the one plans that has the duty (`admin/duties.py`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import attrs
 from twisted.logger import Logger
 
+from securifile.admin.duties import May, anybody
 from securifile.admin.ledger import Decision, Entered, Ledger
 from securifile.model.entries import Copy
 from securifile.model.facts import File
@@ -48,15 +49,18 @@ class Repair:
         wall: Callable[[], float],
         room: Callable[[], Mapping[str, int]],
         below: Callable[[int], int],
+        may: May = anybody,
     ) -> None:
         """Args:
         room: bytes available on each running node.
+        may: asked in the transaction; if not, nothing is planned.
         """
         self._ledger = ledger
         self._roster = roster
         self._wall = wall
         self._room = room
         self._below = below
+        self._may = may
         self._cursor = b""
 
     def holding_of(self, node: str) -> Holding:
@@ -117,7 +121,9 @@ class Repair:
             return
 
         async def decide(sql: Any, position: Position) -> Decision[None]:
-            facts = []
+            facts: list[File] = []
+            if not await self._may(sql):
+                return Decision(facts=(), answer=None)
             for file in await directory.files(sql, [id_.value for id_ in ids]):
                 copies = self._plan(file, room)
                 if copies is not None:

@@ -30,6 +30,7 @@ from securifile.admin.catalogue import Catalogue
 from securifile.admin.chores import Chore, Chores
 from securifile.admin.composition import Admin, Self
 from securifile.admin.database import PostgresDatabase
+from securifile.admin.ledger import CHANNEL
 from securifile.admin.peers import Peers
 from securifile.admin.postgres import EmbeddedPostgres
 from securifile.admin.servers_api import NO_TLS
@@ -194,6 +195,8 @@ class AdminService(Service):
         self._receive_audit(keeper, current)
         self._later("the server's parts", admin.stop)
         self._serve_people(AdminApi(admin).resource(), https)
+        # Whoever missed notifications while it was not connected catches up when it is again.
+        catalogue.database.listen(CHANNEL, catalogue.ledger.hear_news, catalogue.ledger.hear_news)
         admin.start()
         renewing = Chore(name="renewing the certificate", pause_s=RENEW_S, work=lambda: self._renew(catalogue, authority, https, current))
         chores = Chores(reactor, [renewing])

@@ -155,3 +155,5 @@ class Change:
 
     revision: int
     facts: tuple[Fact, ...]
+    mark: bytes = b""
+    """Random; tells this change from another one of the same revision in a history that was lost. Empty: not known."""

@@ -10,6 +10,7 @@ import pytest_twisted
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 
+from securifile.admin.duties import Duty
 from securifile.admin.watch import SAMPLE_S, Watch
 from securifile.audit.memory import MemoryAudit
 from securifile.model.errors import DatabaseUnavailable, PeerUnreachable
@@ -67,6 +68,7 @@ class Watching:
 
     async def open(self) -> None:
         await self.world.open()
+        self.duty = Duty(clock=self.clock, database=self.world.database, holder="admin1")
         peers: Any = self.peers
         self.watch = Watch(
             clock=self.clock,
@@ -76,12 +78,16 @@ class Watching:
             peers=peers,
             audit=self.audit,
             random=self.world.random.randbytes,
+            duty=self.duty,
         )
+        await self.duty.look()
         self.watch.start()
 
     def pass_(self, intervals: float) -> None:
         """Let time go by."""
-        self.clock.pump([INTERVAL_S / 2] * int(intervals * 2))
+        for _ in range(int(intervals * 2)):
+            self.clock.advance(INTERVAL_S / 2)
+            Deferred.fromCoroutine(self.duty.look())
 
     async def say(self, observer: str, *, boot: str = "", behind: int = 0, **judgements: Any) -> m.HeartbeatAnswer:
         """A node's heartbeat, with what it thinks of others; its index may be some changes behind."""
