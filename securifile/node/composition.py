@@ -120,7 +120,14 @@ class Node:
         self.cluster.introduce(me.cluster, list(me.admins))
         self.acting = Acting(clock=clock, wall=wall, name=name, cluster=self.cluster, index=index, audit=stores.audit, random=world.random)
         self._quarantine = Quarantine(
-            name=name, wall=wall, index=index, blobs=stores.blobs, audit=stores.audit, checks=checks, ask_admin=self.acting.ask_admin
+            clock=clock,
+            name=name,
+            wall=wall,
+            index=index,
+            blobs=stores.blobs,
+            audit=stores.audit,
+            checks=checks,
+            ask_admin=self.acting.ask_admin,
         )
         self._pool = BulkPool(
             clock=clock, connector=world.connector, here=me.identity, locate=self.cluster.identity_of, identify=world.identify

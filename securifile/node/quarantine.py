@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from securifile.model.errors import OutcomeUnknown, Refusal, SpoolFull
@@ -25,6 +26,9 @@ from securifile.node.index import Index
 from securifile.protocol.messages import CopyBad
 from securifile.sql import directory
 
+AGAIN_S = 60.0
+"""A copy of which the catalogue was told is not reported again sooner: the change has yet to come back with the feed."""
+
 
 class Quarantine:
     """Takes the suspicions of one node."""
@@ -34,6 +38,7 @@ class Quarantine:
     def __init__(
         self,
         *,
+        clock: IReactorTime,
         name: str,
         wall: Callable[[], float],
         index: Index,
@@ -42,6 +47,7 @@ class Quarantine:
         checks: Checks,
         ask_admin: Callable[[Any], Awaitable[Any]],
     ) -> None:
+        self._clock = clock
         self._name = name
         self._wall = wall
         self._index = index
@@ -51,6 +57,7 @@ class Quarantine:
         self._ask_admin = ask_admin
         self._suspected: dict[AttemptId, Deferred[None]] = {}
         self._to_tell: dict[AttemptId, CopyBad] = {}
+        self._told: dict[AttemptId, float] = {}
         self._stopped = False
 
     def suspect(self, attempt: AttemptId, reason: str) -> None:
@@ -80,6 +87,8 @@ class Quarantine:
         if found == GONE and (file is None or self._name not in file.version.holders):
             # Dropped, or known to be missing and on its way.
             return
+        if found == GONE and (attempt in self._to_tell or attempt in self._told):
+            return
         self._log.error("the blob of {attempt} is bad: {reason}; {found}", attempt=str(attempt), reason=reason, found=found)
         await self._blobs.quarantine(attempt, found)
         await self._checks.forget(attempt)
@@ -99,7 +108,9 @@ class Quarantine:
             await self.tell()
 
     async def tell(self) -> None:
-        """Have the catalogue know of bad copies; those that it could not be told of wait for the next call."""
+        """Have the catalogue know of bad copies; those that it could not be told of wait for the next call, every few seconds."""
+        now = self._clock.seconds()
+        self._told = {attempt: at for attempt, at in self._told.items() if now - at < AGAIN_S}
         for attempt, message in list(self._to_tell.items()):
             try:
                 await self._ask_admin(message)
@@ -107,3 +118,4 @@ class Quarantine:
                 self._log.warn("the catalogue does not know yet that {attempt} is bad: {problem}", attempt=str(attempt), problem=str(error))
                 return
             self._to_tell.pop(attempt, None)
+            self._told[attempt] = now
