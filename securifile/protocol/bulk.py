@@ -482,7 +482,7 @@ class OutgoingTransfer:
         wire = self._client.wire
         if not wire.usable:
             return fail(StreamBroken(f"the connection to {wire.identity} is closed"))
-        finishing: Deferred[Any] = Deferred(lambda _: self.abort())
+        finishing: Deferred[Any] = Deferred(lambda _: self._give_up())
         self._finishing = finishing
         wire.send(wire.connection.end())
         late = wire.clock.callLater(timeout_s, self._late, timeout_s)
@@ -504,6 +504,11 @@ class OutgoingTransfer:
         if wire.usable and wire.connection.state is State.UPLOADING:
             wire.send(wire.connection.abort(Refused(code=Code.BAD_REQUEST.value, detail="broken off by the sender")))
         wire.close(Code.BAD_REQUEST, "the transfer was broken off by the sender")
+
+    def _give_up(self) -> None:
+        """Nobody waits for the answer any more, which may come all the same."""
+        self._finishing = None
+        self.abort()
 
     def _late(self, timeout_s: float) -> None:
         finishing, self._finishing = self._finishing, None
