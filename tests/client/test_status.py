@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from securifile.client.status import age_text, bytes_text, printable, status_table, table
+from securifile.client.status import age_text, bytes_text, printable, status_table, table, verified_text
 
 
 def server(**members: object) -> dict[str, object]:
@@ -33,6 +33,20 @@ def test_the_table() -> None:
         "\n"
         "cluster c1: 1 of 2 nodes running\n"
     )
+
+
+def test_how_long_copies_went_unverified() -> None:
+    """Below the table stands the longest time of all nodes, and who has put bad blobs aside; nothing while no node has told."""
+    servers = [
+        server(oldest_check_age_s=7200.0, quarantined=0),
+        server(name="node2", oldest_check_age_s=86400.0, quarantined=2),
+        server(name="node3", oldest_check_age_s=None, quarantined=None),
+    ]
+    assert status_table({"servers": servers}).splitlines()[-2:] == [
+        "no copy unverified for longer than 24 h",
+        "bad blobs put aside: node2 2",
+    ]
+    assert [verified_text(one) for one in servers] == ["2 h ago", "24 h ago, 2 bad blobs put aside", "-"]
 
 
 def test_tls_off_is_said_first() -> None:

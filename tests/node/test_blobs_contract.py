@@ -268,6 +268,7 @@ async def test_quarantine_takes_a_blob_out(subject: Subject) -> None:
     assert (await subject.store.space()).used_bytes == 0
     await put(subject.store, A, b"good")
     assert await read(subject.store, A) == b"good"
+    assert await subject.store.quarantined_count() == 1
 
 
 @pytest_twisted.ensureDeferred
