@@ -6,7 +6,9 @@ import errno
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from twisted.internet.error import CannotListenError
@@ -16,7 +18,7 @@ from twisted.python.failure import Failure
 from securifile.admin.plugin import Options as AdminOptions
 from securifile.local.processes import environment
 from securifile.node.plugin import Options as NodeOptions
-from securifile.process import CannotStart, FolderTaken, check_public, take_folder, why_not
+from securifile.process import CannotStart, FolderTaken, check_public, run_on_monotonic_time, take_folder, why_not
 
 
 def test_a_taken_folder(tmp_path: Path) -> None:
@@ -102,3 +104,12 @@ def test_a_start_that_fails(tmp_path: Path, kind: str, logging: list[str]) -> No
     assert [line for line in said.splitlines() if "cannot start: the data folder" in line]
     assert "Traceback" not in said + ended.stderr
     assert ended.stderr == ""
+
+
+@pytest.mark.skipif(not hasattr(time, "CLOCK_BOOTTIME"), reason="this system has no such clock")
+def test_time_passes_while_the_machine_sleeps() -> None:
+    """The reactor's clock is the one that goes on while the machine is suspended: old standing must not look fresh afterwards."""
+    reactor = SimpleNamespace(seconds=time.time)
+    run_on_monotonic_time(reactor)
+    before = time.clock_gettime(time.CLOCK_BOOTTIME)
+    assert before <= reactor.seconds() <= time.clock_gettime(time.CLOCK_BOOTTIME)
