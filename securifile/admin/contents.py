@@ -52,10 +52,11 @@ class RedirectedContents:
             raise Refusal(Code.IS_A_FOLDER, "There is a folder at this path.")
         if isinstance(entry, File):
             authorise(role, Action.MODIFY)
-            node, file, version = self._holder(entry), entry.id, entry.version.number + 1
-        else:
-            node, file, version = self._any_node(), self._lookup.parent_of(place, role).id, 1
-        return self._redirector.to(request, access.signed_in, target, node=node, file=file, version=version)
+            return self._redirector.to(
+                request, access.signed_in, target, node=self._holder(entry), file=entry.id, version=entry.version.number + 1
+            )
+        parent = self._lookup.parent_of(place, role)
+        return self._redirector.to(request, access.signed_in, target, node=self._any_node(), file=parent.id, name=target.name, version=1)
 
     def _holder(self, file: File) -> str:
         """The origin, or the first replica by priority that is available."""

@@ -30,11 +30,22 @@ class Redirector:
         self._position = position
         self._sign = sign
 
-    def to(self, request: Request, caller: Caller, target: Target, *, node: str, file: EntryId, version: int | None = None) -> Answer:
+    def to(
+        self,
+        request: Request,
+        caller: Caller,
+        target: Target,
+        *,
+        node: str,
+        file: EntryId,
+        name: str | None = None,
+        version: int | None = None,
+    ) -> Answer:
         """A 307 to the same path on `node`.
 
         Args:
             file: the file's id; for a new path its parent's.
+            name: of a new path, in that parent.
             version: for a write, the version it may make.
 
         Raises:
@@ -52,6 +63,7 @@ class Redirector:
             expires_at=self._wall() + self._roster.settings.ticket_s,
             position=self._position(),
             hops=hops,
+            name=name,
             version=version,
             session=None if caller.session is None else caller.session.hex(),
             credentials=caller.person.credentials,
@@ -60,8 +72,16 @@ class Redirector:
         return Answer(status=307, headers=((b"Location", url.encode("ascii")), (b"Cache-Control", b"no-store")))
 
 
-def check_ticket(caller: Caller, file: EntryId, version: int | None = None) -> None:
-    """Raise `Refusal` when the caller came with a ticket for something else than this."""
+def check_ticket(caller: Caller, file: EntryId, version: int | None = None, *, name: str | None = None) -> None:
+    """Raise `Refusal` when the caller came with a ticket for something else than this.
+
+    Args:
+        file: the file's id; for a new path its parent's.
+        version: that would be made.
+        name: of a new path, in that parent.
+    """
     ticket = caller.ticket
-    if ticket is not None and (ticket.file != file or (ticket.version is not None and ticket.version != version)):
+    if ticket is None:
+        return
+    if (ticket.file, ticket.name) != (file, name) or (ticket.version is not None and ticket.version != version):
         raise Refusal(Code.CONFLICT, "The file has changed since the redirect. Ask again.", retry_after_s=0.0)

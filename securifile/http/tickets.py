@@ -60,6 +60,8 @@ class Ticket:
     """Of the issuer's index: the receiver must have reached it before it judges."""
     hops: int = attrs.field(validator=[attrs.validators.ge(1), attrs.validators.le(HOPS_MAX)])
     """Redirects so far, this one included."""
+    name: str | None = None
+    """Of a new path: the name in the folder that `file` is; the ticket is for no other."""
     version: int | None = None
     """Of a writing ticket: the version it may make."""
     attempt: AttemptId | None = None
@@ -190,6 +192,7 @@ def _unpack(payload: bytes) -> Ticket:
             expires_at=members["expires_at"],
             position=Position(epoch, revision),
             hops=members["hops"],
+            name=members.get("name"),
             version=members.get("version"),
             attempt=None if attempt is None else AttemptId.parse(attempt),
             session=members.get("session"),
@@ -197,7 +200,7 @@ def _unpack(payload: bytes) -> Ticket:
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise _invalid("it cannot be read") from None
-    texts = (ticket.issuer, ticket.person, ticket.method, ticket.node, ticket.session or "")
+    texts = (ticket.issuer, ticket.person, ticket.method, ticket.node, ticket.name or "", ticket.session or "")
     numbers = (epoch, revision, ticket.hops, ticket.version or 0, ticket.credentials or 0)
     if (
         not all(isinstance(text, str) for text in texts)

@@ -208,7 +208,7 @@ class Uploads:
                 before=None,
                 lock=new_path_key(parent.id, target.name),
             )
-            check_ticket(access.signed_in, parent.id, plan.number)
+            check_ticket(access.signed_in, parent.id, plan.number, name=plan.name)
         else:
             authorise(role, Action.MODIFY)
             plan = Plan(owner=entry.owner, parent=entry.parent, name=entry.name, file=entry.id, before=entry, lock=entry.id.value)
@@ -249,7 +249,9 @@ class Uploads:
         space = await self._blobs.space()
         if size > space.available_bytes:
             if plan.before is None and with_room and not asked.relay:
-                return self._redirector.to(request, caller, target, node=with_room[0], file=plan.parent, version=plan.number)
+                return self._redirector.to(
+                    request, caller, target, node=with_room[0], file=plan.parent, name=plan.name, version=plan.number
+                )
             raise Refusal(Code.DISK_FULL, "This node's disk has no room for that. Upload through another node.", node=self._name)
         return None
 

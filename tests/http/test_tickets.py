@@ -11,8 +11,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
+from securifile.http.authentication import Caller
+from securifile.http.redirects import check_ticket
 from securifile.http.tickets import HOPS_MAX, Ticket, issue, next_hop, redact_uri, signer_of, verify, with_ticket
 from securifile.model.errors import Code, Refusal
+from securifile.model.facts import Person
 from securifile.model.ids import AttemptId, EntryId, Position
 
 KEY, OTHER_KEY = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
@@ -110,3 +113,25 @@ def test_urls_with_tickets() -> None:
     assert redact_uri("/x?TICKET=secret&ticket=secret") == "/x?ticket=-&ticket=-"
     assert redact_uri("/ticket=x") == "/ticket=x"
     assert redact_uri("/x?atticket=1") == "/x?atticket=1"
+
+
+def test_a_ticket_for_a_new_path_is_for_that_name() -> None:
+    """In the folder that it names, the ticket makes the file that was asked for, and no other."""
+    person = Person(
+        username="ada",
+        email="ada@example.org",
+        administrator=False,
+        valid_from=0.0,
+        valid_until=None,
+        disabled=False,
+        quota_bytes=None,
+        credentials=1,
+    )
+    parent = EntryId(b"p" * 16)
+    ticket = verify(issue(attrs.evolve(TICKET, file=parent, name="x", version=1), SIGN), **BELIEVED)
+    caller = Caller(person=person, ticket=ticket)
+    check_ticket(caller, parent, 1, name="x")
+    for file, version, name in ((parent, 1, "y"), (parent, 1, None), (parent, 2, "x"), (EntryId(b"q" * 16), 1, "x")):
+        with pytest.raises(Refusal) as caught:
+            check_ticket(caller, file, version, name=name)
+        assert caught.value.code is Code.CONFLICT
