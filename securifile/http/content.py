@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mimetypes
-from email.utils import formatdate
 from urllib.parse import quote
 
 from securifile.http.digest_fields import format_digest
@@ -13,13 +12,15 @@ HeaderList = list[tuple[bytes, bytes]]
 
 
 def content_headers(file: File, etag: str) -> HeaderList:
-    """The headers of an answer with a file's content, or about it (RFC 9110, RFC 9530, RFC 6266)."""
+    """The headers of an answer with a file's content, or about it (RFC 9110, RFC 9530, RFC 6266).
+
+    No `Last-Modified`: dates in whole seconds cannot tell two versions apart, and so conditions about dates are not heeded (`ranges.py`).
+    """
     version = file.version
     kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
     headers = [
         (b"ETag", etag.encode("ascii")),
         (b"Accept-Ranges", b"bytes"),
-        (b"Last-Modified", formatdate(version.committed_at, usegmt=True).encode("ascii")),
         (b"Cache-Control", b"private, no-cache"),
         (b"Content-Type", kind.encode("ascii")),
         (b"Content-Disposition", f"attachment; filename*=UTF-8''{quote(file.name, safe='')}".encode("ascii")),

@@ -97,3 +97,11 @@ def test_not_modified_tells_no_length() -> None:
         answer = ask(method, f"If-None-Match: {ETAG}", "Range: bytes=99-")
         assert (answer.status, answer.headers["etag"]) == (304, ETAG)
         assert "content-length" not in answer.headers
+
+
+def test_no_date_is_given_and_none_is_heeded() -> None:
+    """A condition about dates is as if it were not there, because no answer has a `Last-Modified` to compare it with (13.1.3)."""
+    for condition in ("If-Modified-Since", "If-Unmodified-Since"):
+        answer = ask("HEAD", f"{condition}: Thu, 01 Jan 1970 00:00:00 GMT")
+        assert (answer.status, answer.headers["etag"]) == (200, ETAG)
+        assert "last-modified" not in answer.headers
