@@ -238,6 +238,7 @@ class Cluster:
         return {
             m.Heartbeat: self._heartbeat,
             m.LeaseAsk: self._lease,
+            m.LeaseLook: self._look,
             m.LeaseRelease: self._release,
             m.Announce: self._announce,
             m.AuditKept: self._kept,
@@ -256,6 +257,9 @@ class Cluster:
 
     async def _lease(self, peer: Peer, message: m.LeaseAsk) -> m.LeaseAnswer:
         return self.granter.ask(message, peer.identity.name)
+
+    async def _look(self, peer: Peer, message: m.LeaseLook) -> m.LeaseAnswer:
+        return self.granter.look(message.key)
 
     async def _release(self, peer: Peer, message: m.LeaseRelease) -> m.Done:
         self.granter.release(message.key, message.attempt)

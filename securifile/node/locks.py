@@ -44,6 +44,14 @@ class Granter:
             granted=held.attempt == asked.attempt, holder=held.person, node=held.node, expires_in_s=max(0.0, held.expires_at - now)
         )
 
+    def look(self, key: bytes) -> LeaseAnswer:
+        """Who holds it, for those who only want to know."""
+        found = self.holder(key)
+        if found is None:
+            return LeaseAnswer(granted=True)
+        held, left_s = found
+        return LeaseAnswer(granted=False, holder=held.person, node=held.node, expires_in_s=left_s)
+
     def release(self, key: bytes, attempt: AttemptId) -> None:
         """Forget a lease."""
         self._table.release(key, attempt)

@@ -75,6 +75,13 @@ class LeaseAnswer:
 
 
 @attrs.frozen(kw_only=True)
+class LeaseLook:
+    """Who holds this key? Nothing is granted by it; `granted` in the answer: nobody."""
+
+    key: bytes
+
+
+@attrs.frozen(kw_only=True)
 class LeaseRelease:
     """The attempt has ended; forget its lease."""
 

@@ -266,8 +266,10 @@ def test_the_granter_tells_who_holds() -> None:
     held = granter.holder(KEY)
     assert held is not None
     assert (held[0].person, held[0].node, held[1]) == ("ann", "n2", 3.0)
+    assert granter.look(KEY) == LeaseAnswer(granted=False, holder="ann", node="n2", expires_in_s=3.0)
     granter.release(KEY, B)
     assert granter.holder(KEY) is not None
     clock.advance(3.0)
     granter.expire()
     assert granter.holder(KEY) is None
+    assert granter.look(KEY) == LeaseAnswer(granted=True)
