@@ -211,7 +211,7 @@ class Ledger:
                 await apply_fact(sql, fact)
             change = Change(revision=position.revision, facts=decision.facts, mark=mark)
             # In the same question: another trip would cost more than the notification.
-            notify = f" RETURNING pg_notify('{CHANNEL}', :news)" if self._notifies() else ""
+            notify = f" RETURNING pg_notify('{CHANNEL}', :news)" if self._notifies(needs) else ""
             await sql.query(
                 f"INSERT INTO changes (epoch, revision, mark, body) VALUES (:epoch, :revision, :mark, :body){notify}",
                 {
@@ -255,8 +255,9 @@ class Ledger:
         if identifier is not None and self._identifier is not None and identifier != self._identifier:
             raise WentBack(f"the database was {self._identifier} and is {identifier}")
 
-    def _notifies(self) -> bool:
-        return bool(self.database.dialect == POSTGRESQL and self.has_company())
+    def _notifies(self, needs: Needs) -> bool:
+        # An admin server that comes knows the others better than itself.
+        return bool(self.database.dialect == POSTGRESQL and (needs is Needs.NOTHING or self.has_company()))
 
     def _tell(self, position: Position, change: Change) -> None:
         # COMMITs are ordered, but their answers arrive on several connections: hold back what comes too early.

@@ -109,6 +109,7 @@ class LocalCluster:
         accounts: Sequence[str] = ("alice", "bob"),
         ports: Callable[[str, int], Iterator[dict[str, int]]] = anywhere,
         options: Sequence[str] = (),
+        admin_options: Sequence[str] = (),
         run: Callable[..., list[str]] = twistd,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
@@ -119,6 +120,7 @@ class LocalCluster:
             replicas: the setting; None leaves it as it is.
             ports: proposals for a first start, by kind and number: `ports.usual` or `ports.anywhere`.
             options: more arguments for every node's command line.
+            admin_options: the same for the admin server's.
             run: makes the command line of `securifile-admin` or `securifile-node` and its arguments.
             say: told what is under way, a line at a time.
 
@@ -131,6 +133,7 @@ class LocalCluster:
         self.replicas = replicas
         self._say = say
         self._options = list(options)
+        self._admin_options = list(admin_options)
         self._run = run
         self._tokens: dict[str, str] = {}
         self._hold = self._take_hold()
@@ -333,7 +336,7 @@ class LocalCluster:
         for use, port in ports.items():
             arguments += [f"--{use}-port", str(port)]
         if kind == "admin":
-            arguments += ["--name", name]
+            arguments += ["--name", name, *self._admin_options]
         else:
             # Ignored after the first start; that way the command line to start it again is always the same.
             arguments += ["--join-file", str(self._token_file(name)), *self._options]

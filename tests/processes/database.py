@@ -1,0 +1,66 @@
+"""A PostgreSQL that is nobody's: a site's own, as admin servers use with `--dsn`. The wheel's binaries, in a process of its own.
+
+    python -m tests.processes.database DIRECTORY
+
+runs it until SIGTERM, and writes how to connect to `DIRECTORY/dsn` as soon as it takes connections.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from securifile.local.processes import ServerProcess, eventually, write_atomically
+
+DSN = "dsn"
+
+
+class Database:
+    """Started on entering, stopped on leaving."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.process = ServerProcess(
+            "database", [sys.executable, "-m", "tests.processes.database", str(directory)], directory, directory / "log"
+        )
+
+    def __enter__(self) -> Database:
+        self.process.start()
+        eventually((self.directory / DSN).exists, 60, f"the database is there\n{self.process.log_tail()}")
+        return self
+
+    def __exit__(self, *why: object) -> None:
+        self.process.stop(40)
+
+    @property
+    def dsn(self) -> str:
+        """How to connect."""
+        return (self.directory / DSN).read_text()
+
+
+def main(directory: Path) -> None:
+    """Run it."""
+    from twisted.internet import reactor as given
+    from twisted.python.threadpool import ThreadPool
+
+    from securifile.admin.postgres import EmbeddedPostgres
+    from securifile.workers import ThreadWorker
+
+    reactor: Any = given
+    pool = ThreadPool(0, 2, "work")
+    postgres = EmbeddedPostgres(reactor=reactor, directory=directory / "postgres", worker=ThreadWorker(reactor, pool))
+
+    def start() -> None:
+        pool.start()
+        postgres.startService()
+        postgres.ready().addCallbacks(lambda dsn: write_atomically(directory / DSN, dsn), lambda failure: reactor.stop())
+
+    reactor.callWhenRunning(start)
+    reactor.addSystemEventTrigger("before", "shutdown", postgres.stopService)
+    reactor.addSystemEventTrigger("after", "shutdown", pool.stop)
+    reactor.run()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
