@@ -294,6 +294,7 @@ async def test_what_was_seen_is_written_down(watching: Watching) -> None:
     start = watching.world.now
     for _ in range(3):
         watching.clock.advance(SAMPLE_S / 2)
+        await watching.duty.look()
         await watching.say("n1")
         await watching.watch.keep()
     assert len(await members.storage("n1", start, start + 10 * SAMPLE_S, 1000)) == 2

@@ -196,6 +196,12 @@ class World:
         Deferred.fromCoroutine(self.handle(challenger, asked)).addBoth(outcome.append)
         return outcome
 
+    def prove(self, name: str, challenge: m.Challenge) -> tuple[Proof, ...]:
+        """What a node answers to a challenge."""
+        outcome: list[m.Proofs] = []
+        Deferred.fromCoroutine(self.handle(name, challenge)).addCallback(outcome.append)
+        return outcome[0].proofs
+
     def report(self, challenger: str, subject: str, nonce: bytes = NONCE) -> Report:
         """What it finds, at once."""
         return reported(self.verify(challenger, subject, nonce))
@@ -249,6 +255,23 @@ def test_a_copy_with_good_checksums_of_something_else() -> None:
     copies = (*file.version.copies, Copy(node="n2", priority=1, durable=True))
     world.learn(attrs.evolve(file, version=attrs.evolve(file.version, copies=copies)))
     assert verdicts(world.report("n1", "n2")) == [(1, Verdict.CORRUPT)]
+
+
+def test_a_proof_is_of_the_moment() -> None:
+    """It has the recorded digest, and one that is keyed with the nonce; without the blob it says what its index knows."""
+    world = World()
+    file = world.file(1, b"content")
+    item = m.ChallengeItem(file=file.id, attempt=file.version.attempt, algorithm=DigestAlgorithm.SHA256)
+    for nonce in (b"1" * 32, b"2" * 32):
+        keyed = blake3(b"content", key=nonce).digest()
+        for whole in (True, False):
+            plain = file.version.digest if whole else b""
+            proof = Proof(attempt=file.version.attempt, present=True, plain=plain, keyed=keyed)
+            assert world.prove("n2", m.Challenge(nonce=nonce, whole=whole, items=(item,))) == (proof,)
+    absent = Proof(attempt=file.version.attempt, present=False, knows=1)
+    assert world.prove("n3", m.Challenge(nonce=NONCE, whole=True, items=(item,))) == (absent,)
+    unknown = attrs.evolve(item, file=EntryId(b"?" * 16))
+    assert world.prove("n3", m.Challenge(nonce=NONCE, whole=True, items=(unknown,))) == (attrs.evolve(absent, knows=None),)
 
 
 def test_a_prover_that_only_knows_digests_is_caught() -> None:
