@@ -37,6 +37,12 @@ T = TypeVar("T")
 AUDIT_GROUP = 100
 """Audit records written with one statement: fewer round trips, and a statement of moderate length."""
 
+AUDIT_ABOUT = 50
+"""Records that explain a server's status: a verification by a dozen nodes, some bad copies."""
+
+AUDIT_LATE_S = 60.0
+"""An access is written down when it is answered: after the change that it made, and by another clock."""
+
 _AUDIT_COLUMNS = ("boot", "number", *(one.name for one in attrs.fields(AuditRecord)))
 
 
@@ -148,6 +154,27 @@ class Catalogue:
 
         found: int = await self.database.read(ask)
         return found
+
+    async def audit_about(self, server: str, changed_at: float) -> list[AuditRecord]:
+        """The last records about a server's status and verification, and what people did to it when its status changed, by time."""
+
+        async def ask(sql: Any) -> list[AuditRecord]:
+            names = [one.name for one in attrs.fields(AuditRecord)]
+            columns = ", ".join(names)
+            rows = await sql.query(
+                f"SELECT {columns} FROM audit WHERE peer = :name AND event IN ('status', 'verification', 'verdict', 'bad-copy')"
+                " ORDER BY at DESC, number DESC LIMIT :limit",
+                {"name": server, "limit": AUDIT_ABOUT},
+            )
+            done = await sql.query(
+                f"SELECT {columns} FROM audit WHERE at > :since AND at < :until AND event IN ('offline', 'online')"
+                " AND (detail = :name OR detail LIKE :more)",
+                {"since": changed_at - AUDIT_LATE_S, "until": changed_at + AUDIT_LATE_S, "name": server, "more": f"{server}:%"},
+            )
+            return [AuditRecord(**dict(zip(names, row, strict=True))) for row in (*reversed(rows), *done)]
+
+        found: list[AuditRecord] = await self.database.read(ask)
+        return sorted(found, key=lambda record: record.at)
 
 
 async def memory_catalogue(

@@ -1,4 +1,4 @@
-"""The routes by which an administrator acts on a node: offline, online, repair, drain."""
+"""The routes by which an administrator acts on a node: offline, online, repair, drain, remove."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ REPAIR_S = 6 * 3600.0
 
 
 class OperationsApi:
-    """`POST /api/v1/servers/{name}/offline`, `/online` and `/repair`."""
+    """`POST /api/v1/servers/{name}/offline`, `/online`, `/repair` and `/drain`; `DELETE` of `/drain` and of the server itself.
+
+    `?dry_run=1` for drain and remove: what would be refused is refused, and nothing is changed.
+    """
 
     def __init__(self, *, backend: AdminBackend, catalogue: Catalogue, peers: Peers) -> None:
         self._backend = backend
@@ -37,6 +40,7 @@ class OperationsApi:
         api.route(app, f"{one}/repair", "POST", "repair", self._repair)
         api.route(app, f"{one}/drain", "POST", "drain", self._drain)
         api.route(app, f"{one}/drain", "DELETE", "undrain", self._undrain)
+        api.route(app, one, "DELETE", "remove-server", self._remove)
 
     async def _offline(self, request: Request, access: Access) -> Answer:
         administrator(access)
@@ -54,18 +58,28 @@ class OperationsApi:
 
     async def _drain(self, request: Request, access: Access) -> Answer:
         administrator(access)
-        return await self._set_drain(name_in(request), draining=True, only_look=request.query("dry_run") == "1")
+        return await self._set_drain(access, name_in(request), draining=True, only_look=_only_look(request))
 
     async def _undrain(self, request: Request, access: Access) -> Answer:
         administrator(access)
-        return await self._set_drain(name_in(request), draining=False, only_look=False)
+        return await self._set_drain(access, name_in(request), draining=False, only_look=_only_look(request))
 
-    async def _set_drain(self, name: str, *, draining: bool, only_look: bool) -> Answer:
-        self._node(name)
-        copies, only = await self._catalogue.members.copies_on(name)
-        if not only_look:
-            await self._backend.enter(self._catalogue.members.drain(name, draining))
+    async def _set_drain(self, access: Access, name: str, *, draining: bool, only_look: bool) -> Answer:
+        access.detail = name + (" (dry run)" if only_look else "")
+        await self._backend.enter(self._catalogue.members.drain(name, draining, only_look=only_look))
+        copies, only = await self._backend.asking(self._catalogue.members.copies_on(name))
         return Answer(status=200, value={"name": name, "draining": draining, "dry_run": only_look, "copies": copies, "only_copies": only})
+
+    async def _remove(self, request: Request, access: Access) -> Answer:
+        administrator(access)
+        name, only_look = name_in(request), _only_look(request)
+        access.detail = name + (" (dry run)" if only_look else "")
+        if not only_look:
+            await self._backend.enter(self._catalogue.members.remove(name))
+            return Answer(status=204)
+        await self._backend.enter(self._catalogue.members.remove(name, only_look=True))
+        copies, only = await self._backend.asking(self._catalogue.members.copies_on(name))
+        return Answer(status=200, value={"name": name, "dry_run": True, "copies": copies, "only_copies": only})
 
     async def _repair(self, request: Request, access: Access) -> Answer:
         """Have a node read all it should have, and fetch what is missing or rotten; it serves nobody meanwhile."""
@@ -95,3 +109,7 @@ class OperationsApi:
         if server is None or server.kind is not ServerKind.NODE:
             raise Refusal(Code.NOT_FOUND, f"There is no node {name}.")
         return server
+
+
+def _only_look(request: Request) -> bool:
+    return request.query("dry_run") == "1"

@@ -114,5 +114,7 @@ FIRST = (
         PRIMARY KEY (server, boot, number))""",
     "CREATE INDEX audit_at ON audit (at)",
     "CREATE INDEX audit_of_person ON audit (person, at)",
+    # What happened to a server; the condition is that of `Catalogue.audit_about`, word for word.
+    "CREATE INDEX audit_about_server ON audit (peer, at) WHERE event IN ('status', 'verification', 'verdict', 'bad-copy')",
 )
 """Release 0.1."""

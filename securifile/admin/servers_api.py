@@ -67,7 +67,6 @@ class ServersApi:
         api.route(app, "/api/v1/servers/invites", "GET", "list-invites", self._invites)
         api.route(app, "/api/v1/servers/invites", "POST", "invite", self._invite)
         api.route(app, one, "GET", "show-server", self._show)
-        api.route(app, one, "DELETE", "remove-server", self._remove)
         api.route(app, f"{one}/storage", "GET", "show-storage", self._storage)
         api.route(app, "/api/v1/settings", "GET", "show-settings", self._settings)
         api.route(app, "/api/v1/settings", "PATCH", "change-settings", self._change_settings)
@@ -114,6 +113,7 @@ class ServersApi:
             "since": time_text(server.since),
             "offline": server.offline,
             "draining": server.draining,
+            "verifying": server.name in self._watch.rejoins.under_way,
             "url": server.url,
             "protocol_address": server.protocol_address,
             "used_bytes": None if seen is None else seen.used_bytes,
@@ -198,12 +198,6 @@ class ServersApi:
             secret=secret,
         )
         return Answer(status=201, value={"name": name, "token": token.encode(), "expires_at": time_text(expires_at)})
-
-    async def _remove(self, request: Request, access: Access) -> Answer:
-        administrator(access)
-        name = access.detail = name_in(request)
-        await self._backend.enter(self._members.remove(name))
-        return Answer(status=204)
 
     async def _trust(self, request: Request, access: Access) -> Answer:
         return Answer(status=200, value=self._anchors())

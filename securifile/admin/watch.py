@@ -95,8 +95,8 @@ class Watch:
             catalogue=catalogue,
             ask=peers.ask,
             heartbeats=self.heartbeats,
-            boot_of=self._boots.get,
-            has_caught_up=self._has_caught_up,
+            boot_of=self.boot_of,
+            has_caught_up=self.has_caught_up,
             random=random,
             audit=audit,
             may=duty.still_ours,
@@ -150,6 +150,15 @@ class Watch:
         """Whether people can be sent to a node: it is running, and no heartbeat to it is overdue."""
         return self._catalogue.roster.is_running(name) and not self.heartbeats.is_doubtful(name)
 
+    def boot_of(self, name: str) -> str | None:
+        """The life of a node's process, by its last heartbeat; None when there was none lately."""
+        return self._boots.get(name)
+
+    def holds(self, subject: str) -> dict[str, Status]:
+        """What each observer, this server too, thinks of a node just now."""
+        told = {observer: row[subject] for observer, row in self._opinions.items() if subject in row}
+        return {**told, self._name: self.heartbeats.status_of(subject)}
+
     # --- nodes say ---
 
     async def heartbeat(self, peer: Peer, message: m.Heartbeat) -> m.HeartbeatAnswer:
@@ -171,7 +180,7 @@ class Watch:
             wall=self._wall(),
         )
 
-    def _has_caught_up(self, name: str) -> bool:
+    def has_caught_up(self, name: str) -> bool:
         """Whether a node's index is where the catalogue was a round ago.
 
         To be where it is now would be asked too much: under constant writing an index is always some milliseconds behind. Nothing

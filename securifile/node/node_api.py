@@ -20,7 +20,7 @@ from securifile.node.cluster import Cluster
 from securifile.node.index import Index
 from securifile.node.uploads import Uploads
 
-AT_AN_ADMIN = ("users", "servers", "settings", "enrolment", "trust")
+AT_AN_ADMIN = ("users", "servers", "settings", "enrolment", "trust", "explain")
 """What only admin servers answer: a node redirects there."""
 
 

@@ -1,0 +1,225 @@
+"""Why things are as they are and what happens next, in sentences: what an administrator or an owner reads when they ask.
+
+It decides nothing. It asks the same functions that decide (`repair.holding`, `repair.plan`) and puts their answers into words, so that what
+is said cannot differ from what is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import attrs
+
+from securifile.model.entries import Copy, Version
+from securifile.model.facts import Server
+from securifile.model.repair import Holding, holding, plan, worth
+from securifile.model.servers import Status
+from securifile.model.settings import ClusterSettings
+
+
+def span(seconds: float) -> str:
+    """A span of time as people say it: `40 s`, `6 min`, `3 h`, `2 days`."""
+    if seconds < 1:
+        return "a moment"
+    for limit, unit_s, unit in ((120, 1, "s"), (7200, 60, "min"), (172800, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / unit_s:.0f} {unit}"
+    return f"{seconds / 86400:.0f} days"
+
+
+def _state(server: Server, now: float) -> str:
+    """`node2 is down for 4 min`."""
+    word = "offline" if server.offline and server.status is Status.DOWN else server.status.value
+    return f"{server.name} is {word} for {span(now - server.since)}"
+
+
+def _grace_left_s(server: Server, settings: ClusterSettings, now: float) -> float:
+    grace_s = settings.repair_after_offline_s if server.offline else settings.repair_after_s
+    return grace_s - (now - server.since)
+
+
+@attrs.frozen(kw_only=True)
+class CopyView:
+    """What a copy is worth, and why."""
+
+    copy: Copy
+    worth: Holding
+    """Of whatever is on its node; a copy that is not durable is worth nothing yet."""
+    why: str
+
+
+def view_of(copy: Copy, server: Server | None, settings: ClusterSettings, now: float) -> CopyView:
+    """Explain what a copy is worth.
+
+    Args:
+        server: its node; None when it is no member any more.
+        now: wall clock.
+    """
+    kind = holding(server, settings, now)
+    if server is None:
+        why = f"{copy.node} is no member of the cluster any more"
+    elif kind is Holding.GOOD:
+        why = f"{copy.node} is running" if copy.durable else f"{copy.node} is running, and does not have it yet"
+    elif kind is Holding.LEAVING:
+        why = f"{copy.node} is running, and being drained"
+    elif kind is Holding.AWAY:
+        why = f"{_state(server, now)}, and waited for"
+    else:
+        why = f"{_state(server, now)}, longer than it is waited for"
+    if not copy.durable and kind is not Holding.GOOD:
+        why += "; it was not known to have the copy"
+    return CopyView(copy=copy, worth=kind, why=why)
+
+
+def _copies(count: int) -> str:
+    return "1 copy is" if count == 1 else f"{count} copies are"
+
+
+def next_for_file(
+    version: Version, servers: Mapping[str, Server], settings: ClusterSettings, now: float, *, room: Mapping[str, int]
+) -> list[str]:
+    """What happens to the copies of a version from here, if nothing else changes; at least one sentence.
+
+    Args:
+        servers: the members, by name.
+        now: wall clock.
+        room: bytes available on each running node.
+    """
+
+    def holding_of(node: str) -> Holding:
+        return holding(servers.get(node), settings, now)
+
+    wanted = settings.copies_wanted
+    here = worth(version, holding_of)
+    planned = plan(version, wanted, holding_of=holding_of, room=room, below=lambda bound: 0) or version.copies
+    # The real planner draws lots among the nodes that have room, so no new node is named.
+    added = len({copy.node for copy in planned} - {copy.node for copy in version.copies})
+    stays = {copy.node for copy in planned}
+    said: list[str] = []
+    if not here.readable:
+        had = " or ".join(version.holders)
+        said.append(
+            f"no copy can be read now: the content is not to be had until {had} is running again"
+            if had
+            else "no server is known to have the content"
+        )
+    for copy in here.coming:
+        if copy.node in stays:
+            said.append(f"a copy is being made on {copy.node}" if here.readable else f"a copy is made on {copy.node} when one can be read")
+    missing = wanted - len(here.good) - len(here.away) - len(here.coming)
+    if added:
+        said.append(f"{_copies(added)} to be made on another node, after those of more endangered files")
+    if missing > added and here.readable:
+        said.append(f"{_copies(missing - added)} missing, and no other running node has room for it")
+    for copy in here.away:
+        server = servers[copy.node]
+        if len(here.good) >= wanted:
+            then = f"; {len(here.good)} of {wanted} copies are good without it"
+        elif here.readable:
+            then = f"; in {span(_grace_left_s(server, settings, now))} its copy is made anew on another node"
+        else:
+            then = ", and waited for"
+        said.append(_state(server, now) + then)
+    for copy in version.copies:
+        kind = holding_of(copy.node)
+        if copy.node not in stays:
+            reason = "one more than wanted" if kind is Holding.GOOD and copy.durable else "not needed any more"
+            said.append(f"the copy on {copy.node} is dropped soon: {reason}")
+        elif copy.durable and kind is Holding.LEAVING:
+            said.append(f"the copy on {copy.node} is dropped when {wanted} others are good")
+        elif copy.durable and kind is Holding.LOST:
+            said.append(f"the copy on {copy.node} is forgotten when {wanted} others are good")
+    if planned[0].node != version.origin:
+        said.append(f"{planned[0].node} becomes the origin in place of {version.origin}")
+    return said or [f"nothing: {len(here.good)} of {wanted} copies are good"]
+
+
+@attrs.frozen(kw_only=True)
+class Trace:
+    """Something that was written down about a node."""
+
+    at: float
+    """Wall clock."""
+    event: str
+    """As in `AuditRecord`: `status`, `verification`, `verdict`, `bad-copy`, or what an administrator did: `offline`, `online`, ..."""
+    person: str | None
+    detail: str
+
+
+@attrs.frozen(kw_only=True)
+class NodeView:
+    """What is known of a node at one moment."""
+
+    server: Server
+    now: float
+    """Wall clock."""
+    boot: str | None
+    """The life of its process, by its last heartbeat; None when there was none lately."""
+    answers: bool
+    """Whether it answers heartbeats."""
+    verifying: bool
+    """Whether it is being verified now."""
+    caught_up: bool
+    """Whether its index is as far as is asked of it."""
+    copies: int
+    """How many it is to hold."""
+    only: int
+    """How many of those that it has are the only one on a running node."""
+    holds: Mapping[str, Status]
+    """What each observer holds it for."""
+    trail: Sequence[Trace]
+    """What was written down about when its status changed last, in order of time."""
+
+
+def why_status(node: NodeView) -> str:
+    """Why the cluster holds a node for what it does, as far as that is known."""
+    server = node.server
+    if server.offline:
+        by = [trace.person for trace in node.trail if trace.event == "offline" and trace.person]
+        return f"it was taken offline by {by[-1]}" if by else "it was taken offline"
+    changes = [trace.detail for trace in node.trail if trace.event == "status" and f"-> {server.status}" in trace.detail]
+    reason = changes[-1].partition(f"-> {server.status}")[2].removeprefix(":").strip() if changes else ""
+    if server.status is Status.FAILED:
+        return f"its verification failed: {reason}" if reason else "its verification failed, or a running node holds it for failed"
+    if server.status is Status.RUNNING:
+        return "all who verified it found its copies good"
+    if node.boot is not None and node.boot != server.boot:
+        return "its process is another one than was admitted, and has to be verified"
+    silent = sorted(observer for observer, status in node.holds.items() if status is Status.DOWN)
+    if silent and not node.answers:
+        return f"{', '.join(silent)} {'hears' if len(silent) == 1 else 'hear'} nothing of it"
+    return "it has not been verified since it was down"
+
+
+def next_for_node(node: NodeView, settings: ClusterSettings) -> list[str]:
+    """What happens to a node and its copies from here, and what an administrator can do; at least one sentence."""
+    server, name = node.server, node.server.name
+    said: list[str] = []
+    if server.status is Status.FAILED:
+        said.append(
+            f"it serves nobody; to have it repaired: securifile node offline {name}, then node repair {name}, then node online {name}"
+        )
+    elif server.status is Status.DOWN:
+        if server.offline:
+            said.append(f"it stays down until it is put back: securifile node online {name}")
+        elif node.verifying:
+            said.append("its copies are being verified: if all are good it is running, if one is bad it is failed")
+        elif not node.answers:
+            said.append("it is verified as soon as it answers again")
+        elif not node.caught_up:
+            said.append("it is verified as soon as it has caught up with the catalogue")
+        else:
+            said.append("it is verified within seconds")
+    if server.status is Status.RUNNING and server.draining:
+        said.append(
+            f"its {node.copies} copies are made on other nodes, and dropped here"
+            if node.copies
+            else f"nothing is left on it; to take it out of the cluster: securifile node remove {name}"
+        )
+    if server.status is not Status.RUNNING and node.copies:
+        left_s = _grace_left_s(server, settings, node.now)
+        when = f"in {span(left_s)} its" if left_s > 0 else "its"
+        said.append(f"{when} {node.copies} copies are made anew on other nodes")
+        if node.only:
+            said.append(f"but {node.only} files have no copy on a running node: they cannot be read until it, or another holder, is back")
+    return said or ["nothing: it is running"]
