@@ -223,7 +223,7 @@ class NodeHandlers:
         acting = dict.fromkeys((m.MakeFolder, m.Delete, m.Move, m.SetGrant), self._answering(lambda peer, asked: files.act(asked)))
         return {
             m.Heartbeat: self._watch.heartbeat,
-            m.Follow: self._answering(self._followers.follow),
+            m.Follow: self._answering(self._follow),
             m.Commit: self._answering(lambda peer, asked: files.commit(asked, peer.identity.name)),
             m.OutcomeAsk: self._answering(lambda peer, asked: files.outcome(asked.attempt, asked.abandon)),
             m.KeyAsk: self._answering(lambda peer, asked: files.by_key(asked)),
@@ -241,12 +241,17 @@ class NodeHandlers:
         """A handler that says what is known about the outcome when the database fails."""
 
         async def answer(peer: Peer, asked: Any) -> Any:
+            self._watch.check_life(peer)
             try:
                 return await self._backend.asking(work(peer, asked))
             except OutcomeUnknown as error:
                 raise Refusal(Code.OUTCOME_UNKNOWN, str(error)) from error
 
         return answer
+
+    async def _follow(self, peer: Peer, asked: m.Follow) -> m.Following:
+        self._watch.check_life(peer, asked.boot)
+        return await self._followers.follow(peer, asked)
 
     async def _check_password(self, peer: Peer, asked: m.CheckPassword) -> m.PasswordChecked:
         return await self._backend.check_password(asked)

@@ -12,10 +12,11 @@ from securifile.protocol.rpc import Peer
 
 
 class Peers:
-    """Control connections by the node's name; a later one takes the place of an earlier one, which may be dead without knowing."""
+    """Control connections by the node's name; of several the latest is asked, because an earlier one may be dead without knowing."""
 
     def __init__(self) -> None:
-        self._peers: dict[str, Peer] = {}
+        self._peers: dict[str, list[Peer]] = {}
+        """Of each name at least one; who is asked is the last."""
         self._on_connected: list[Callable[[Peer], None]] = []
         self._on_lost: list[Callable[[str], None]] = []
 
@@ -28,22 +29,33 @@ class Peers:
 
     def connected(self, peer: Peer) -> None:
         """A node has connected."""
-        self._peers[peer.identity.name] = peer
+        self._peers.setdefault(peer.identity.name, []).append(peer)
         for watcher in self._on_connected:
             watcher(peer)
 
     def lost(self, peer: Peer) -> None:
         """A connection is gone."""
         name = peer.identity.name
-        if self._peers.get(name) is peer:
+        known = self._peers.get(name, [])
+        if peer not in known:
+            return
+        known.remove(peer)
+        if not known:
             del self._peers[name]
             for watcher in self._on_lost:
                 watcher(name)
 
+    def set_aside(self, peer: Peer) -> None:
+        """Ask another connection of the same name, if there is one: this one is not the node that is meant."""
+        known = self._peers.get(peer.identity.name, [])
+        if peer in known:
+            known.remove(peer)
+            known.insert(0, peer)
+
     def ask(self, name: str, message: Any, timeout_s: float) -> Deferred[Any]:
         """Ask a node. Raises as `Peer.ask`; `PeerUnreachable` at once when it is not connected."""
-        peer = self._peers.get(name)
-        return fail(PeerUnreachable(f"{name} is not connected")) if peer is None else peer.ask(message, timeout_s)
+        known = self._peers.get(name)
+        return known[-1].ask(message, timeout_s) if known else fail(PeerUnreachable(f"{name} is not connected"))
 
     @property
     def names(self) -> list[str]:

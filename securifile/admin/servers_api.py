@@ -97,6 +97,7 @@ class ServersApi:
             found.append(f"Only {running} nodes are running, and a write needs {roster.settings.copies_needed}: nobody can upload.")
         elif running < wanted:
             found.append(f"Only {running} nodes are running: new versions get fewer than the {wanted} copies wanted.")
+        found += [f"Two processes run as {name}: was its data folder copied? Stop one of them." for name in self._watch.doubled]
         return found
 
     def _server_json(self, server: Server, written: Mapping[str, Seen], sound: Mapping[str, Soundness]) -> dict[str, Any]:

@@ -6,8 +6,10 @@ opinions of each other; the rule of `model/matrix.py` makes a summary of them, a
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -19,7 +21,7 @@ from securifile.admin.ledger import Entered
 from securifile.admin.members import Seen, StatusChange, absent
 from securifile.admin.peers import Peers
 from securifile.admin.rejoin import Rejoins
-from securifile.model.errors import DatabaseUnavailable, OutcomeUnknown, SpoolFull
+from securifile.model.errors import Code, DatabaseUnavailable, OutcomeUnknown, Refusal, SpoolFull
 from securifile.model.facts import Change, Server
 from securifile.model.ids import BEGINNING, Position
 from securifile.model.matrix import summarise
@@ -34,6 +36,12 @@ KEEP_S = 5.0
 
 SAMPLE_S = 60.0
 """A point of the storage series: 1440 a day and node, a hundred kilobytes."""
+
+LIVES_KEPT = 8
+"""Lives of one node's process that are remembered, to know one that speaks again after another has taken its place."""
+
+DOUBLE_S = 60.0
+"""For how long a warning stands after two processes were heard under one name."""
 
 LAPSE_INTERVALS = 3.0
 """Heartbeat intervals after which the opinions of a silent observer do not count: it is about to be held for down itself."""
@@ -64,12 +72,20 @@ class Watch:
         self._wall = wall
         self._name = name
         self._catalogue = catalogue
+        self._peers = peers
         self._audit = audit
         self._heard: dict[str, float] = {}
         """Monotonic seconds of each node's last heartbeat."""
         self._opinions: dict[str, dict[str, Status]] = {}
         self._seen: dict[str, Seen] = {}
         self._boots: dict[str, str] = {}
+        """The life of each node's process: the one that was first heard last."""
+        self._lives: dict[str, deque[str]] = {}
+        """The lives that were heard of each node."""
+        self._life_of: WeakKeyDictionary[Peer, str] = WeakKeyDictionary()
+        """Whose life a connection is, as far as it has told."""
+        self._doubled: dict[str, float] = {}
+        """Nodes under whose name a life spoke that another one had taken the place of, and when (monotonic seconds)."""
         self._changed: dict[str, Position] = {}
         """Where in the feed each node's status changed last."""
         self._position_before = catalogue.ledger.position
@@ -159,11 +175,55 @@ class Watch:
         told = {observer: row[subject] for observer, row in self._opinions.items() if subject in row}
         return {**told, self._name: self.heartbeats.status_of(subject)}
 
+    def is_superseded(self, name: str, boot: str) -> bool:
+        """Whether that life of a node's process was heard before another one which is heard still."""
+        now = self._boots.get(name)
+        if now is None or boot == now or boot not in self._lives.get(name, ()):
+            return False
+        age_s = self.age_of(name)
+        return age_s is not None and age_s <= LAPSE_INTERVALS * self._catalogue.roster.settings.heartbeat_interval_s
+
+    def check_life(self, peer: Peer, boot: str | None = None) -> None:
+        """Refuse a node's process which another one has taken the place of; `boot` is its life, if its message says so.
+
+        Raises:
+            Refusal: NOT_RUNNING.
+        """
+        name = peer.identity.name
+        life = boot or self._life_of.get(peer)
+        if life is not None and self.is_superseded(name, life):
+            self._double(name)
+            raise Refusal(Code.NOT_RUNNING, f"Another process runs as {name}, and was started later than this one.")
+
+    @property
+    def doubled(self) -> list[str]:
+        """Nodes under whose name two processes were heard lately."""
+        oldest = self._clock.seconds() - DOUBLE_S
+        return sorted(name for name, at in self._doubled.items() if at >= oldest)
+
+    def _double(self, name: str) -> None:
+        if name not in self.doubled:
+            self._log.warn("two processes run as {node}: was its data folder copied? Stop one of them", node=name)
+            self._note("double", name, "two processes run under this name")
+        self._doubled[name] = self._clock.seconds()
+
     # --- nodes say ---
 
     async def heartbeat(self, peer: Peer, message: m.Heartbeat) -> m.HeartbeatAnswer:
-        """Answer a node's heartbeat."""
+        """Answer a node's heartbeat.
+
+        Of two processes with one identity (a copied data folder) the later one is the node, as long as it is heard; the earlier one is
+        told that it is down, and nothing that it says counts.
+        """
         name = peer.identity.name
+        self._life_of[peer] = message.boot
+        if self.is_superseded(name, message.boot):
+            self._peers.set_aside(peer)
+            self._double(name)
+            return m.HeartbeatAnswer(position=self._catalogue.ledger.position, held_for=Status.DOWN, wall=self._wall())
+        lives = self._lives.setdefault(name, deque(maxlen=LIVES_KEPT))
+        if message.boot not in lives:
+            lives.append(message.boot)
         self._heard[name] = self._clock.seconds()
         self._seen[name] = Seen(
             at=self._wall(), position=message.position, used_bytes=message.used_bytes, available_bytes=message.available_bytes
@@ -212,6 +272,8 @@ class Watch:
                 del self._heard[name]
                 self._seen.pop(name, None)
                 self._boots.pop(name, None)
+                self._lives.pop(name, None)
+                self._doubled.pop(name, None)
         self.reconsider()
         if self._acts:
             self.rejoins.look()

@@ -93,6 +93,7 @@ class Node:
             link=lambda admin: self.cluster.link(admin),
             url=me.url,
             protocol_address=str(me.protocol_address),
+            boot=me.boot,
         )
         self._verification = Verification(
             clock=clock,

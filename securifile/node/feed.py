@@ -41,6 +41,7 @@ class Feed:
         link: Callable[[str], Link | None],
         url: str,
         protocol_address: str,
+        boot: str,
     ) -> None:
         self._clock = clock
         self._index = index
@@ -48,6 +49,7 @@ class Feed:
         self._link = link
         self._url = url
         self._protocol_address = protocol_address
+        self._boot = boot
         self._following: Peer | None = None
         self._parts: list[Fact] = []
         self._again: Deferred[None] | None = None
@@ -90,7 +92,8 @@ class Feed:
         lost.addCallback(lambda _: self._ask_again())
         lost.addErrback(lambda failure: failure.trap(CancelledError))
         try:
-            asked = m.Follow(position=self._index.position, url=self._url, protocol_address=self._protocol_address)
+            here = self._index.position
+            asked = m.Follow(position=here, url=self._url, protocol_address=self._protocol_address, boot=self._boot)
             following: m.Following = await peer.ask(asked, FOLLOW_S)
             self._log.info(
                 "following {peer} from {position}{how}",

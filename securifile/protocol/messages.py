@@ -107,6 +107,8 @@ class Follow:
     position: Position
     url: str
     protocol_address: str
+    boot: str = ""
+    """The life of the sender's process."""
 
 
 @attrs.frozen(kw_only=True)

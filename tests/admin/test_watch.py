@@ -11,9 +11,10 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 
 from securifile.admin.duties import Duty
-from securifile.admin.watch import SAMPLE_S, Watch
+from securifile.admin.peers import Peers
+from securifile.admin.watch import DOUBLE_S, SAMPLE_S, Watch
 from securifile.audit.memory import MemoryAudit
-from securifile.model.errors import DatabaseUnavailable, PeerUnreachable
+from securifile.model.errors import DatabaseUnavailable, PeerUnreachable, Refusal
 from securifile.model.ids import Position
 from securifile.model.proofs import Report
 from securifile.model.servers import Status
@@ -33,7 +34,12 @@ class FakePeers:
         self.asked: list[str] = []
         self.verified: list[tuple[str, str]] = []
         """(challenger, subject)"""
+        self.aside: list[Any] = []
         self._lost: list[Any] = []
+
+    def set_aside(self, peer: Any) -> None:
+        """See `Peers`."""
+        self.aside.append(peer)
 
     def watch(self, *, connected: Any = None, lost: Any = None) -> None:
         """See `Peers`."""
@@ -300,3 +306,60 @@ async def test_what_was_seen_is_written_down(watching: Watching) -> None:
     assert len(await members.storage("n1", start, start + 10 * SAMPLE_S, 1000)) == 2
     assert watching.watch.age_of("n1") == 0
     assert watching.watch.age_of("n2") is None
+
+
+@pytest_twisted.ensureDeferred
+async def test_of_two_processes_with_one_identity_the_later_counts(watching: Watching) -> None:
+    """A copied data folder: who was there before is told that it is down, may commit and follow nothing, and a warning says so."""
+    await watching.say("n3", boot="")
+    await watching.say("n3", boot="copy")
+    watching.pass_(1)
+    assert watching.running == list(NODES)
+    assert watching.watch.doubled == []
+    original: Any = FakePeer("n3")
+    position = watching.world.catalogue.ledger.position
+    for _ in range(3):
+        answer = await watching.watch.heartbeat(original, m.Heartbeat(position=position, boot=""))
+        assert answer.held_for is Status.DOWN
+        assert (await watching.say("n3", boot="copy")).held_for is Status.RUNNING
+    assert watching.running == list(NODES)
+    assert watching.peers.aside == [original] * 3
+    for boot in (None, ""):
+        with pytest.raises(Refusal, match="Another process runs as n3"):
+            watching.watch.check_life(original, boot)
+    assert watching.watch.doubled == ["n3"]
+    assert [record.peer for record in watching.audit.records if record.event == "double"] == ["n3"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_earlier_process_returns_when_the_later_is_silent(watching: Watching) -> None:
+    """It is a returning node then, and is verified as one; some time later the warning ends."""
+    await watching.say("n3", boot="")
+    await watching.say("n3", boot="copy")
+    assert (await watching.say("n3", boot="")).held_for is Status.DOWN
+    assert watching.watch.doubled == ["n3"]
+    watching.pass_(4)
+    await watching.say("n3", boot="")
+    watching.pass_(1)
+    assert (await watching.say("n3", boot="")).held_for is Status.RUNNING
+    watching.clock.advance(DOUBLE_S)
+    assert watching.watch.doubled == []
+
+
+def test_of_several_connections_the_latest_is_asked() -> None:
+    """An earlier one, or one that was set aside, is asked only when no other is left; the node is lost with the last of them."""
+    peers = Peers()
+    lost: list[str] = []
+    peers.watch(lost=lost.append)
+    first, second = FakePeer("n1"), FakePeer("n1")
+    given: list[Any] = [first, second]
+    for peer in given:
+        peers.connected(peer)
+    peers.ask("n1", "a", 1.0)
+    peers.set_aside(given[1])
+    peers.ask("n1", "b", 1.0)
+    peers.lost(given[0])
+    peers.ask("n1", "c", 1.0)
+    assert (first.taken, second.taken, lost) == (["b"], ["a", "c"], [])
+    peers.lost(given[1])
+    assert lost == ["n1"]

@@ -92,6 +92,7 @@ class World:
             link=lambda name: cast(Link, self.links.get(name)),
             url="https://n1:9443",
             protocol_address="n1:9444",
+            boot="b",
         )
 
     def send(self, name: str, message: Any) -> list[Any]:
@@ -116,7 +117,7 @@ def test_changes_are_applied_as_they_come() -> None:
     """The node says where it is and where it is reached, and confirms what its index has."""
     world = World()
     world.feed.start()
-    assert world.peers["a1"].follows == [m.Follow(position=Position(1, 0), url="https://n1:9443", protocol_address="n1:9444")]
+    assert world.peers["a1"].follows == [m.Follow(position=Position(1, 0), url="https://n1:9443", protocol_address="n1:9444", boot="b")]
     assert world.send("a1", world.changes(1, 2)) == [m.Done()]
     assert world.send("a1", world.changes(3)) == [m.Done()]
     assert world.revision == 3
