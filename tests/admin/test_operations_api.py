@@ -1,178 +1,111 @@
-"""What an administrator does with a node: taking it offline and back, having it repaired, draining it. Nobody else may."""
+"""What an administrator does to a node over HTTP: offline, online, repair, drain, remove."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
+import json
+from collections.abc import Iterator
 
-import attrs
 import pytest
 import pytest_twisted
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred
 
-from securifile.admin.ledger import Entered
-from securifile.admin.operations_api import OperationsApi
-from securifile.http.authentication import Caller
-from securifile.http.exchange import Access, Answer
-from securifile.model.errors import Code, PeerUnreachable, Refusal
-from securifile.model.facts import Person
-from securifile.model.ids import EntryId
-from securifile.model.servers import ServerKind, Status
+from securifile.model.servers import Status
 from securifile.protocol import messages as m
-from securifile.sql.sqlite import SqliteDatabase
-from tests.admin.catalogues import World, node
-
-ROUTES = {("POST", "offline"), ("POST", "online"), ("POST", "repair"), ("POST", "drain"), ("DELETE", "drain")}
-
-
-def caller(*, administrator: bool) -> Caller:
-    """Somebody who has signed in."""
-    return Caller(
-        person=Person(
-            username="ann",
-            email="ann@example.org",
-            administrator=administrator,
-            valid_from=0.0,
-            valid_until=None,
-            disabled=False,
-            quota_bytes=None,
-            credentials=1,
-        )
-    )
-
-
-@attrs.define
-class FakeRequest:
-    """A path and a query."""
-
-    path: bytes
-    queries: dict[str, str] = attrs.field(factory=dict)
-
-    def query(self, name: str) -> str | None:
-        """See `Request`."""
-        return self.queries.get(name)
-
-
-class FakeBackend:
-    """Has the catalogue changed, and nobody to spread it to."""
-
-    async def enter(self, work: Deferred[Entered[Any]]) -> Any:
-        """See `AdminBackend`."""
-        return (await work).answer
-
-
-@attrs.define(eq=False)
-class FakePeers:
-    """The nodes: each is asked and answers the same."""
-
-    answer: Any = attrs.field(factory=lambda: m.Repaired(checked=7, fetched=2, lost=(EntryId(b"f" * 16),)))
-    asked: list[tuple[str, Any]] = attrs.field(factory=list)
-
-    def ask(self, name: str, message: Any, timeout_s: float) -> Deferred[Any]:
-        """See `Peers`."""
-        self.asked.append((name, message))
-        return fail(self.answer) if isinstance(self.answer, Exception) else succeed(self.answer)
-
-
-class Operating:
-    """The routes over a catalogue in memory."""
-
-    def __init__(self) -> None:
-        self.world = World(SqliteDatabase(None))
-        self.peers = FakePeers()
-        self.routes: dict[tuple[str, str], Callable[[Any, Access], Awaitable[Answer]]] = {}
-        backend: Any = FakeBackend()
-        peers: Any = self.peers
-        here: Any = self
-        OperationsApi(backend=backend, catalogue=self.world.catalogue, peers=peers).register(here, here)
-
-    def route(self, app: Any, path: str, method: str, name: str, handler: Any) -> None:
-        """See `SharedApi`."""
-        self.routes[method, path.rpartition("/")[2]] = handler
-
-    async def do(self, method: str, verb: str, name: str, *, administrator: bool = True, **queries: str) -> Any:
-        """Ask for it; the answer's JSON."""
-        self.access = Access(event=verb, caller=caller(administrator=administrator))
-        answer = await self.routes[method, verb](FakeRequest(f"/api/v1/servers/{name}/{verb}".encode(), queries), self.access)
-        assert answer.status == 200
-        return answer.value
-
-    async def refused(self, method: str, verb: str, name: str, **more: Any) -> Code:
-        """The code that it is refused with."""
-        with pytest.raises(Refusal) as caught:
-            await self.do(method, verb, name, **more)
-        return caught.value.code
+from tests.admin.asked_by_http import AskedByHttp
 
 
 @pytest.fixture
-def operating() -> Iterator[Operating]:
-    made = Operating()
-    pytest_twisted.blockon(Deferred.fromCoroutine(made.world.open()))
+def asked() -> Iterator[AskedByHttp]:
+    made = AskedByHttp()
+    pytest_twisted.blockon(Deferred.fromCoroutine(made.open()))
     yield made
+    pytest_twisted.blockon(Deferred.fromCoroutine(made.close()))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "POST /api/v1/servers/n1/offline",
+        "POST /api/v1/servers/n1/online",
+        "POST /api/v1/servers/n1/repair",
+        "POST /api/v1/servers/n1/drain",
+        "POST /api/v1/servers/n1/drain?dry_run=1",
+        "DELETE /api/v1/servers/n1/drain",
+        "DELETE /api/v1/servers/n1",
+        "GET /api/v1/servers/n1/explain",
+    ],
+)
+def test_only_administrators(asked: AskedByHttp, line: str) -> None:
+    """Nobody else may, and nothing changes; a node that there is not is not found."""
+    before = asked.world.catalogue.ledger.position
+    assert (asked.ask(line, by="bob").status, asked.ask(line, by="bob").code) == (403, "forbidden")
+    assert asked.world.catalogue.ledger.position == before
+    assert asked.ask(line.replace("/n1", "/n9")).status == 404
+    assert asked.ask(line.replace("/n1", "/admin1")).status == 404
+
+
+def test_offline_and_online(asked: AskedByHttp) -> None:
+    """Offline: down at once, and who did it is written down. Online: down still, until it has been verified. Twice is as once."""
+    for _ in range(2):
+        assert asked.told("POST /api/v1/servers/n1/offline") == {"name": "n1", "offline": True, "status": "down"}
+    assert not asked.world.catalogue.roster.is_running("n1")
+    record = next(record for record in asked.audit.records if record.event == "offline")
+    assert (record.person, record.status, record.detail) == ("@operator", 200, "n1: running -> down")
+    assert asked.told("POST /api/v1/servers/n1/online") == {"name": "n1", "offline": False, "status": "down"}
+    # A node that runs already is left alone.
+    assert asked.told("POST /api/v1/servers/n2/online") == {"name": "n2", "offline": False, "status": "running"}
+
+
+def test_repair(asked: AskedByHttp) -> None:
+    """A node that serves is not asked; one that does not tells what it did; one that cannot be reached is named."""
+    refused = asked.ask("POST /api/v1/servers/n1/repair")
+    assert (refused.status, refused.code) == (409, "conflict")
+    asked.told("POST /api/v1/servers/n1/offline")
+    lost = asked.world.id()
+    asked.nodes["n1"].repaired = m.Repaired(checked=7, fetched=2, lost=(lost,))
+    assert asked.told("POST /api/v1/servers/n1/repair") == {"name": "n1", "checked": 7, "fetched": 2, "lost": [str(lost)]}
+    asked.nodes["n1"].repaired = None
+    gone = asked.ask("POST /api/v1/servers/n1/repair")
+    assert (gone.status, gone.code) == (503, "not-running")
 
 
 @pytest_twisted.ensureDeferred
-async def test_only_administrators_may(operating: Operating) -> None:
-    """Anybody else is refused, for nodes there are and nodes there are not, and nothing happens."""
-    assert set(operating.routes) == ROUTES
-    before = operating.world.catalogue.ledger.position
-    for method, verb in sorted(ROUTES):
-        for name in ("n1", "nobody"):
-            assert await operating.refused(method, verb, name, administrator=False) is Code.FORBIDDEN
-    assert (operating.world.catalogue.ledger.position, operating.peers.asked) == (before, [])
+async def test_drain(asked: AskedByHttp) -> None:
+    """A dry run tells what there is to move, changes nothing, and refuses what would be refused; undrain takes it back."""
+    await asked.put("alice/a", "n1 n2")
+    await asked.put("alice/b", "n1")
+    before = asked.world.catalogue.ledger.position
+    expected = {"name": "n1", "draining": True, "dry_run": True, "copies": 2, "only_copies": 1}
+    assert asked.told("POST /api/v1/servers/n1/drain?dry_run=1") == expected
+    assert asked.world.catalogue.ledger.position == before
+    assert asked.told("POST /api/v1/servers/n1/drain") == {**expected, "dry_run": False}
+    assert asked.world.catalogue.roster.servers["n1"].draining
+    for query in ("?dry_run=1", ""):
+        refused = asked.ask(f"POST /api/v1/servers/n2/drain{query}")
+        assert (refused.status, json.loads(refused.content)["staying"]) == (409, 1)
+    assert asked.told("DELETE /api/v1/servers/n1/drain")["draining"] is False
+    assert not asked.world.catalogue.roster.servers["n1"].draining
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_is_no_node_is_not_found(operating: Operating) -> None:
-    """Neither a name that nobody has, nor an admin server's."""
-    await operating.world.catalogue.members.put_admin(attrs.evolve(node("a1"), kind=ServerKind.ADMIN))
-    for method, verb in sorted(ROUTES):
-        for name in ("nobody", "a1"):
-            assert await operating.refused(method, verb, name) is Code.NOT_FOUND
-            assert await operating.refused(method, verb, name, dry_run="1") is Code.NOT_FOUND
-    assert operating.peers.asked == []
+async def test_remove(asked: AskedByHttp) -> None:
+    """Refused, by a dry run too, while a file would have no copy on a running node; a dry run that is not refused changes nothing."""
+    await asked.put("alice/a", "n1 n2")
+    await asked.put("alice/b", "n1")
+    for query in ("?dry_run=1", ""):
+        refused = asked.ask(f"DELETE /api/v1/servers/n1{query}")
+        assert (refused.status, json.loads(refused.content)["files"]) == (409, 1)
+    await asked.world.delete("alice/b")
+    expected = {"name": "n1", "dry_run": True, "copies": 1, "only_copies": 0}
+    assert asked.told("DELETE /api/v1/servers/n1?dry_run=1") == expected
+    assert "n1" in asked.world.catalogue.roster.servers
+    assert asked.ask("DELETE /api/v1/servers/n1").status == 204
+    assert "n1" not in asked.world.catalogue.roster.servers
 
 
 @pytest_twisted.ensureDeferred
-async def test_offline_and_online(operating: Operating) -> None:
-    """The answer says what the node is now, the record what changed; a running node stays running by online."""
-    assert await operating.do("POST", "offline", "n1") == {"name": "n1", "offline": True, "status": "down"}
-    assert operating.access.detail == "n1: running -> down"
-    assert operating.world.catalogue.roster.running == ["n2", "n3"]
-    assert await operating.do("POST", "online", "n1") == {"name": "n1", "offline": False, "status": "down"}
-    assert await operating.do("POST", "online", "n2") == {"name": "n2", "offline": False, "status": "running"}
-    assert operating.access.detail == "n2"
-
-
-@pytest_twisted.ensureDeferred
-async def test_repair_of_a_node_that_is_not_running(operating: Operating) -> None:
-    """It reads all it has and fetches what is bad; the answer names what is lost. A running one is not disturbed."""
-    assert await operating.refused("POST", "repair", "n1") is Code.CONFLICT
-    await operating.world.hold({"n1": Status.FAILED, "n2": Status.DOWN})
-    for name in ("n1", "n2"):
-        found = await operating.do("POST", "repair", name)
-        assert found == {"name": name, "checked": 7, "fetched": 2, "lost": [str(EntryId(b"f" * 16))]}
-    assert operating.access.detail == "n2: 7 checked, 2 fetched, 1 lost"
-    assert operating.peers.asked == [("n1", m.RepairSelf()), ("n2", m.RepairSelf())]
-
-
-@pytest_twisted.ensureDeferred
-async def test_repair_of_a_node_that_is_away(operating: Operating) -> None:
-    """The administrator is told to start it."""
-    await operating.world.hold({"n1": Status.DOWN})
-    operating.peers.answer = PeerUnreachable("n1 is not connected")
-    assert await operating.refused("POST", "repair", "n1") is Code.NOT_RUNNING
-
-
-@pytest_twisted.ensureDeferred
-async def test_draining(operating: Operating) -> None:
-    """It says how many copies are to be kept elsewhere, and with dry_run=1 no more than that; it can be taken back."""
-    await operating.world.put("alice/f")
-    only = await operating.do("POST", "drain", "n1", dry_run="1")
-    assert (only["copies"], only["only_copies"], only["dry_run"]) == (1, 0, True)
-    assert not operating.world.catalogue.roster.servers["n1"].draining
-    await operating.do("POST", "drain", "n1")
-    assert operating.world.catalogue.roster.servers["n1"].draining
-    assert await operating.refused("POST", "drain", "n2") is Code.CONFLICT
-    await operating.do("DELETE", "drain", "n1")
-    assert not operating.world.catalogue.roster.servers["n1"].draining
+async def test_a_copy_on_a_node_that_is_down_does_not_count(asked: AskedByHttp) -> None:
+    """The other holder may never return: the one that runs stays."""
+    await asked.put("alice/a", "n1 n2")
+    await asked.world.hold({"n2": Status.DOWN})
+    assert asked.ask("DELETE /api/v1/servers/n1").status == 409
