@@ -25,6 +25,7 @@ class Climate:
     """At most between two faults' beginnings."""
     lasts_s: float = 6.0
     """At most."""
+    least_s: float = 0.05
     weights: tuple[tuple[str, int], ...] = (
         ("crash", 6),
         ("power", 4),
@@ -73,7 +74,7 @@ class Storm:
         while not self.stopped and self._kinds:
             await deferLater(self._cluster.time, self._chance.between(0.0, self._climate.pause_s))
             if not self.stopped:
-                self.begin(self._chance.pick(self._kinds), self._chance.between(0.05, self._climate.lasts_s))
+                self.begin(self._chance.pick(self._kinds), self._chance.between(self._climate.least_s, self._climate.lasts_s))
 
     def begin(self, kind: str, lasts_s: float, target: str | None = None) -> None:
         """One fault, now, if it can be; it ends by itself."""

@@ -145,11 +145,12 @@ class Habits:
 
 
 class Person:
-    """One person, who has a computer of their own, with the person's name for a host name."""
+    """One person at one of their computers."""
 
     def __init__(
         self,
         name: str,
+        host: str,
         everybody: tuple[str, ...],
         cluster: SimulatedCluster,
         chance: Chance,
@@ -157,9 +158,11 @@ class Person:
         note: Callable[[Operation], int],
     ) -> None:
         """Args:
+        host: the computer's name on the network.
         note: takes a new operation into the history; its number.
         """
         self.name = name
+        self._host = host
         self.stopped = False
         self._everybody = everybody
         self._cluster = cluster
@@ -168,6 +171,8 @@ class Person:
         self._habits = habits
         self._note = note
         self._token: str | None = None
+        self._given: list[tuple[str, str]] = []
+        """(path, person) of rights that were given, and perhaps not taken since."""
         self._wishes = [kind for kind, weight in habits.weights for _ in range(weight)]
 
     async def live(self) -> None:
@@ -222,12 +227,16 @@ class Person:
         other = self._chance.pick(others)
         # Mostly a file; sometimes everything.
         path = f"{self.name}/" if self._chance.happens(0.3) else self._path(self.name)
+        if kind is Kind.REVOKE and self._given:
+            path, other = self._given.pop(self._chance.below(len(self._given)))
         operation = self._operation(kind, path)
         operation.other = other
         if kind is Kind.GRANT:
             operation.role = self._chance.pick(("reader", "editor", "master"))
             body = json.dumps({"user": other, "role": operation.role}).encode()
             await self._do(operation, "PUT", f"/api/v1/access/{path}", body, json_body=True)
+            if operation.outcome is not Outcome.REFUSED:
+                self._given.append((path, other))
         else:
             await self._do(operation, "DELETE", f"/api/v1/access/{path}?user={other}")
 
@@ -325,7 +334,7 @@ class Person:
         done: Deferred[HttpAnswer | None] = Deferred()
         factory: Any = Factory.forProtocol(lambda: _Exchange(head, pieces, pause_s, self._clock, done))
         nobody = PeerIdentity(cluster=CLUSTER, kind=ServerKind.NODE, name=host)
-        connecting = self._cluster.network.connector_of(self.name, self._clock)(HostPort(host, HTTP_PORT), nobody).connect(factory)
+        connecting = self._cluster.network.connector_of(self._host, self._clock)(HostPort(host, HTTP_PORT), nobody).connect(factory)
         wires: list[Any] = []
         connecting.addCallback(wires.append)
         connecting.addErrback(lambda failure: None if done.called else done.callback(None))

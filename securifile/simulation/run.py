@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 from collections.abc import Callable
 from typing import Any, cast
@@ -18,6 +19,8 @@ from securifile.simulation.faults import CALM, Climate, Storm
 from securifile.simulation.history import Kind, Operation, Outcome
 from securifile.simulation.invariants import Judge, Violation
 from securifile.simulation.people import Habits, Person
+
+SETTLING_S = 2.0
 
 OPERATOR_ROUNDS = 5
 """How often the operator looks after the nodes that failed, before it is held for a bug."""
@@ -40,10 +43,13 @@ class Scene:
     replicas: int | None = None
     """None: what the settings say, or as many as there are other nodes."""
     people: int = 3
+    devices: int = 1
+    """At how many computers each is at once."""
     seconds: float = 30.0
     """Of weather; before it the cluster begins, after it it recovers."""
     climate: Climate = CALM
     habits: Habits = attrs.field(factory=Habits)
+    settings: ClusterSettings = attrs.field(factory=ClusterSettings)
     parts: Parts = attrs.field(factory=Parts)
 
 
@@ -93,7 +99,7 @@ class Run:
 
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
-        settings = ClusterSettings()
+        settings = scene.settings
         replicas = min(settings.replicas if scene.replicas is None else scene.replicas, scene.nodes - 1)
         self.cluster = SimulatedCluster(
             scene.seed, nodes=scene.nodes, admins=scene.admins, settings=attrs.evolve(settings, replicas=replicas), parts=scene.parts
@@ -103,7 +109,10 @@ class Run:
         self._names = NAMES[: scene.people]
         chance = self.cluster.chance
         self.people = [
-            Person(name, self._names, self.cluster, chance.stream(f"person {name}"), scene.habits, self._note) for name in self._names
+            Person(name, host, self._names, self.cluster, chance.stream(f"person at {host}"), scene.habits, self._note)
+            for device in range(1, scene.devices + 1)
+            for name in self._names
+            for host in (f"{name}-{device}",)
         ]
         self.storm = Storm(self.cluster, chance.stream("storm"), scene.climate, self._say)
         self._found: list[Violation] = []
@@ -133,6 +142,8 @@ class Run:
             globalLogPublisher.removeObserver(hear)
         report = self._report()
         self.cluster.bury()
+        # Now, and not in the middle of the next run.
+        gc.collect()
         return report
 
     def _go(self) -> None:
@@ -155,6 +166,8 @@ class Run:
             self._accuse("the cluster recovers", f"after {RECOVERY_S} s: " + ", ".join(self._reasons()))
             return
         self._say("the cluster runs again")
+        # Clocks that were wrong until now are right for everybody after the next heartbeats.
+        cluster.run(SETTLING_S)
         cluster.wait(self._look_at_everything(), RECOVERY_S * 10)
         self._check_copies()
 
@@ -184,6 +197,7 @@ class Run:
         for person in self.people:
             while not await person.sign_in():
                 pass
+        for person in self.people[: self.scene.people]:
             for folder in self.scene.habits.folders:
                 if folder:
                     await person.make_folder(f"{person.name}/{folder}", self.cluster.nodes[0])

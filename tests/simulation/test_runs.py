@@ -1,0 +1,197 @@
+"""Runs of a simulated cluster: the same seed is the same run, and no guarantee is broken; where one's code is taken out, a run notices."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import attrs
+import pytest
+from twisted.internet.defer import succeed
+
+from securifile.admin.catalogue import Catalogue
+from securifile.admin.files import Files
+from securifile.model.facts import File
+from securifile.model.settings import ClusterSettings
+from securifile.model.standing import Standing
+from securifile.node.composition import Node
+from securifile.protocol import messages as m
+from securifile.simulation.cluster import Parts
+from securifile.simulation.faults import CALM, Climate
+from securifile.simulation.history import Kind
+from securifile.simulation.people import Habits
+from securifile.simulation.run import Report, Scene, simulate, wishes_done
+from securifile.sql import directory
+
+RUNS = int(os.environ.get("SECURIFILE_SIMULATED_RUNS", "30"))
+"""How many seeds of each size of cluster; the long run sets more."""
+
+ONLY: dict[str, Climate] = {
+    "crashes": Climate(weights=(("crash", 1), ("power", 1), ("power-all", 1), ("admin-crash", 1))),
+    "pauses": Climate(weights=(("stop", 3), ("admin-stop", 1), ("isolate", 1))),
+    "network": Climate(weights=(("isolate", 1), ("cut", 1), ("one-way", 1), ("slow-link", 1), ("break", 2))),
+    "database": Climate(weights=(("database-away", 1), ("lost-answers", 3), ("admin-crash", 1))),
+}
+"""Weather of one kind."""
+
+
+CROWDED = Habits(folders=("",), names=("one",))
+"""One file each."""
+
+CONTENTION = Scene(
+    seed=0,
+    people=1,
+    devices=5,
+    climate=Climate(pause_s=1.0, lasts_s=2.0, weights=(("stop", 2), ("break", 2), ("slow-link", 1), ("lost-answers", 1))),
+    habits=Habits(folders=("",), names=("one",), large=0.4, weights=((Kind.WRITE, 6), (Kind.READ, 2))),
+    settings=ClusterSettings(lease_s=1.0),
+    seconds=15,
+)
+"""Everybody writes the same file, and servers stop for about as long as a lease lasts: too short for others to hold them for down."""
+
+
+def check(report: Report) -> None:
+    assert not report.violations, f"python -m securifile.simulation --seed {report.scene.seed}\n{report.summary}"
+
+
+def test_without_faults_people_get_what_they_want() -> None:
+    """In calm weather nothing is unknown, and many wishes of each kind are granted."""
+    report = simulate(Scene(seed=1, climate=CALM, seconds=60))
+    check(report)
+    assert not any(one.outcome == "unknown" for one in report.operations)
+    for kind in (Kind.READ, Kind.WRITE, Kind.DELETE, Kind.MOVE, Kind.GRANT, Kind.REVOKE):
+        assert wishes_done(report, kind) > 2, report.summary
+
+
+@pytest.mark.parametrize("seed", range(RUNS))
+def test_three_nodes_in_any_weather(seed: int) -> None:
+    """No guarantee is broken by any faults."""
+    check(simulate(Scene(seed=seed, climate=Climate(), seconds=20)))
+
+
+@pytest.mark.parametrize("seed", range(1000, 1000 + RUNS // 2))
+def test_five_nodes_in_any_weather(seed: int) -> None:
+    """Nor in a larger cluster, with two admin servers in every second run."""
+    check(simulate(Scene(seed=seed, nodes=5, admins=1 + seed % 2, climate=Climate(), seconds=20)))
+
+
+@pytest.mark.parametrize("seed", range(2000, 2005))
+def test_writers_of_the_same_files(seed: int) -> None:
+    """Nor when all write the same files, and servers are stopped for longer than their leases last."""
+    check(simulate(attrs.evolve(CONTENTION, seed=seed)))
+
+
+@pytest.mark.parametrize("seed", range(2000, 2003))
+def test_the_compare_and_swap_is_enough(seed: int) -> None:
+    """Locks are for early refusal: without them, too, no two writers win."""
+    check(simulate(attrs.evolve(CONTENTION, seed=seed, parts=Parts(node=Unlocked))))
+
+
+@pytest.mark.parametrize("kind", sorted(ONLY))
+@pytest.mark.parametrize("seed", range(3000, 3003))
+def test_weather_of_one_kind(kind: str, seed: int) -> None:
+    """Nor by many faults of one kind."""
+    check(simulate(Scene(seed=seed, climate=attrs.evolve(ONLY[kind], pause_s=2.0), seconds=20)))
+
+
+# --- determinism ---
+
+
+def test_a_seed_is_a_run() -> None:
+    """The same seed gives the same history, byte for byte; another seed another one."""
+    first, second, other = (simulate(Scene(seed=seed, climate=Climate(), seconds=15)) for seed in (5, 5, 6))
+    assert first.lines == second.lines
+    assert first.lines != other.lines
+
+
+def test_a_run_does_not_depend_on_the_process() -> None:
+    """The printed run is the same in other processes, whatever order their sets of strings have."""
+    command = [sys.executable, "-m", "securifile.simulation", "--seed", "4", "--nodes", "4", "--hours", "0.004"]
+    printed = [
+        subprocess.run(command, capture_output=True, check=False, env={**os.environ, "PYTHONHASHSEED": seed}, timeout=120).stdout
+        for seed in ("1", "2")
+    ]
+    assert printed[0] == printed[1]
+    assert b"violations:" in printed[0]
+
+
+# --- a guarantee's code is taken out ---
+
+
+class Servile(Node):
+    """Serves people whatever others hold it for."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        cluster: Any = self.cluster
+        cluster.standing = lambda: Standing(serves=True, reason="always")
+
+
+class Hasty(Node):
+    """Answers before other servers know."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        spreading: Any = self.cluster.spreading
+        spreading.spread = lambda position, facts: succeed(None)
+
+
+class Unlocked(Node):
+    """Lets any number of people modify a file at once."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        locks: Any = self.cluster.locks
+        locks.take = lambda key, attempt, person, first: succeed(NoLock())
+
+
+class NoLock:
+    """What an unlocked node has for a lock."""
+
+    def release(self) -> None:
+        """Nothing."""
+
+
+class LastWins(Files):
+    """Takes any commit for the version that it says: no compare-and-swap."""
+
+    async def _writable(self, sql: Any, asked: m.Commit, now: float) -> File | None:
+        entry = await directory.entry_by_id(sql, asked.file)
+        if not isinstance(entry, File):
+            return await super()._writable(sql, asked, now)
+        await sql.execute(
+            "DELETE FROM versions WHERE file = :file AND number = :number", {"file": asked.file.value, "number": asked.number}
+        )
+        return entry
+
+
+class Careless(Catalogue):
+    """A catalogue of such files."""
+
+    def __init__(self, database: Any, **keywords: Any) -> None:
+        super().__init__(database, **keywords)
+        self.files = LastWins(self.ledger, keywords["wall"])
+
+
+MUTANTS = {
+    "standing": Scene(seed=0, seconds=20, climate=Climate(), parts=Parts(node=Servile)),
+    "spreading": Scene(
+        seed=0, seconds=20, devices=2, climate=attrs.evolve(ONLY["network"], pause_s=2.0), habits=CROWDED, parts=Parts(node=Hasty)
+    ),
+    "fsync": Scene(seed=0, seconds=20, climate=Climate(weights=(("power", 3), ("power-all", 1))), parts=Parts(obeys_fsync=False)),
+    "locks and compare-and-swap": attrs.evolve(CONTENTION, parts=Parts(node=Unlocked, catalogue=Careless)),
+}
+
+
+@pytest.mark.parametrize("name", sorted(MUTANTS))
+def test_what_is_taken_out_is_missed(name: str) -> None:
+    """Without it, some run of the size that is tested always breaks a guarantee."""
+    found = None
+    for seed in range(RUNS):
+        report = simulate(attrs.evolve(MUTANTS[name], seed=seed))
+        found = next((violation for violation in report.violations if violation.guarantee != "no surprises"), None)
+        if found is not None:
+            break
+    assert found is not None, "no run noticed"
