@@ -171,6 +171,7 @@ async def test_old_doubts_do_not_count_against_who_was_admitted(watching: Watchi
     watching.pass_(1)
     for observer in ("n1", "n2"):
         await watching.say(observer, behind=1, n3=Status.DOWN)
+    watching.pass_(1)
     assert watching.running == list(NODES)
     for observer in ("n1", "n2"):
         # Another opinion in between, because the same one is not looked at twice.
@@ -191,6 +192,23 @@ async def test_a_process_that_was_started_anew_is_down_at_once(watching: Watchin
     assert watching.running == list(NODES)
     assert (await watching.say("n3", boot="second life")).held_for is Status.RUNNING
     assert (await watching.say("n3", boot="")).held_for is Status.DOWN
+
+
+@pytest_twisted.ensureDeferred
+async def test_that_it_failed_in_its_last_life_does_not_count(watching: Watching) -> None:
+    """A failed node that is started anew is down and verified, though the others still hold it for failed until they know more."""
+    await watching.world.hold({"n3": Status.FAILED})
+    for observer in ("n1", "n2"):
+        await watching.say(observer, n3=Status.FAILED)
+    await watching.say("n3", boot="second life", behind=5)
+    for observer in ("n1", "n2"):
+        await watching.say(observer, n3=Status.RUNNING)
+        await watching.say(observer, n3=Status.FAILED)
+    watching.pass_(1)
+    assert watching.changes == [("n3", "failed -> down")]
+    await watching.say("n3", boot="second life")
+    watching.pass_(1)
+    assert watching.running == list(NODES)
 
 
 @pytest_twisted.ensureDeferred
@@ -283,6 +301,16 @@ async def test_a_status_that_could_not_be_written_is_written_later(watching: Wat
     members.judge = judge
     watching.pass_(1)
     assert watching.running == ["n1", "n2"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_new_process_is_told_so_whatever_is_written_of_the_old_one(watching: Watching) -> None:
+    """While the database is away the catalogue holds the node for running, and its answer is `down` all the same."""
+    members: Any = watching.world.catalogue.members
+    members.judge = lambda *_: fail(DatabaseUnavailable("away"))
+    assert (await watching.say("n3")).held_for is Status.RUNNING
+    assert (await watching.say("n3", boot="second life")).held_for is Status.DOWN
+    assert watching.running == list(NODES)
 
 
 @pytest_twisted.ensureDeferred

@@ -113,6 +113,14 @@ def test_the_summary_only_falls() -> None:
             assert after == held
 
 
+@pytest.mark.parametrize("opinion", Status)
+@pytest.mark.parametrize("said", Status)
+def test_down_is_down_for_votes(opinion: Status, said: Status) -> None:
+    """Neither running nor failed is voted: who failed, and was brought online, is not failed again for what was thought before."""
+    held = {"n0": R, "n1": R, "n2": D}
+    assert judge("n2", held, {("n0", "n2"): opinion, ("n1", "n2"): opinion}, {"n2": said}) is D
+
+
 def test_one_dead_node_is_put_down_alone() -> None:
     """A node that nobody reaches, and that reaches nobody, is down, and only that; with two nodes the admin servers say which."""
     for count in range(2, 7):
