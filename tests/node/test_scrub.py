@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import pytest
@@ -14,24 +14,29 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from securifile.audit.memory import MemoryAudit
+from securifile.http.sources import Sources
 from securifile.model import facts as f
 from securifile.model.digests import DigestAlgorithm
 from securifile.model.entries import Copy, Version
-from securifile.model.errors import Code, CorruptBlock, Refusal
+from securifile.model.errors import Code, CorruptBlock, PeerUnreachable, Refusal
 from securifile.model.ids import AttemptId, EntryId, Position
 from securifile.model.servers import ServerKind
 from securifile.model.settings import ClusterSettings
+from securifile.node.acting import Acting
 from securifile.node.checks import SLICE, Checks
 from securifile.node.index import Index
 from securifile.node.memory_blobs import MemoryBlobs
+from securifile.node.mending import Mending
 from securifile.node.peer_blobs import PeerBlobs
 from securifile.node.quarantine import AGAIN_S, Quarantine
 from securifile.node.scrub import ROUND_S, SEEK_BYTES, TELL_MAX, TELL_S, Scrub
 from securifile.node.sidecars import BLOCK_BYTES
+from securifile.node.verification import Verification
 from securifile.protocol import messages as m
 from securifile.protocol.connection import PeerIdentity
 from securifile.sql import directory
 from securifile.sql.sqlite import SqliteDatabase, run_now
+from securifile.workers import InlineWorker
 
 BEGAN = 1_800_000_000.0
 EVERY_S = 1000.0
@@ -259,6 +264,25 @@ def test_a_node_that_is_not_running_judges_nothing() -> None:
     assert world.aside == [1]
 
 
+@pytest.mark.parametrize("what", ["is taken offline", "no longer has the file"])
+def test_what_changed_while_a_blob_was_read_counts(what: str) -> None:
+    """A bad block met after the node was taken offline, or the file deleted, is nothing to report."""
+    world = World(scrub_bytes_s=float(BLOCK_BYTES))
+    world.put(1, 40 * BLOCK_BYTES)
+    world.blobs.damage(attempt(1), 39 * BLOCK_BYTES)
+    world.clock.advance(EVERY_S)
+    world.scrub.start()
+    world.wait(20.0, 1.0)
+    assert 0 < world.scrub.metrics["scrub_read_bytes_total"] < 39 * BLOCK_BYTES
+    if what == "is taken offline":
+        world.running = False
+    else:
+        world.feed(f.EntryGone(id=entry(1)))
+    world.wait(60.0, 1.0)
+    assert world.aside == [] and world.rotten == [] and world.catalogue.bad == []
+    assert world.scrub.metrics["scrub_bad_blobs_total"] == 0
+
+
 def test_copies_that_are_pending_or_gone_are_no_business_of_the_scrub() -> None:
     """A copy still to be fetched is not missing, and a file that was deleted meanwhile is forgotten."""
     world = World()
@@ -416,6 +440,66 @@ def test_a_peer_that_meets_a_bad_block_has_it_reported() -> None:
     assert failed[0].check(CorruptBlock)
     source.close()
     assert world.aside == [1] and len(world.catalogue.bad) == 1
+
+
+def test_a_verification_of_whole_files_counts_as_a_check() -> None:
+    """What was read whole for a verification, and is what the catalogue has, need not be scrubbed soon."""
+    world = World(scrub_bytes_s=0.0)
+    for number in (1, 2, 3):
+        world.put(number, 2 * BLOCK_BYTES)
+    world.put(4, stored=b"another content")
+    world.blobs.damage(attempt(2), 0)
+    world.clock.advance(50.0)
+    verification = Verification(
+        clock=world.clock,
+        name="n1",
+        index=world.index,
+        blobs=world.blobs,
+        worker=InlineWorker(),
+        ask=lambda peer, message, timeout_s: Deferred(),
+        settings=lambda: world.settings,
+        own_copy_bad=world.quarantine.suspect,
+        checked=world.checks.checked,
+    )
+    asked = m.Verify(subject="n1", nonce=b"n" * 32, position=world.index.position)
+    now(verification.handlers[m.Verify](cast(Any, None), asked))
+    now(world.checks.keep())
+    assert world.checked_at() == {1: 50.0, 3: 50.0}
+
+
+def test_a_repair_counts_as_a_check() -> None:
+    """What a repair read and found whole need not be scrubbed soon; what it could not mend is not taken for sound."""
+    world = World()
+    world.put(1)
+    world.put(2)
+    world.blobs.damage(attempt(2), 0)
+    world.clock.advance(50.0)
+    acting = cast(Acting, Nobody())
+    sources = Sources(clock=world.clock, name="n1", blobs=world.blobs, pool=cast(Any, Nobody()), rotten=lambda version, why: None)
+    mending = Mending(
+        clock=world.clock,
+        name="n1",
+        index=world.index,
+        blobs=world.blobs,
+        sources=sources,
+        acting=acting,
+        rate=lambda: 0.0,
+        checked=world.checks.checked,
+    )
+    repaired = now(mending.handlers[m.RepairSelf](cast(Any, None), m.RepairSelf()))
+    assert (repaired.checked, repaired.fetched, repaired.lost) == (2, 0, (entry(2),))
+    now(world.checks.keep())
+    assert world.checked_at() == {1: 50.0}
+
+
+class Nobody:
+    """A pool and an `Acting` without anybody to ask."""
+
+    def is_available(self, name: str) -> bool:
+        return False
+
+    async def fetch(self, *asked: Any) -> Any:
+        raise PeerUnreachable("there is nobody else")
 
 
 @settings(max_examples=60, deadline=None)
