@@ -16,7 +16,7 @@ from securifile.model.errors import Code, Refusal
 from securifile.model.facts import Fact, Server, ServerGone, Settings
 from securifile.model.ids import Position
 from securifile.model.matrix import summarise
-from securifile.model.servers import ServerKind, Status, check_server_name
+from securifile.model.servers import ServerKind, Status, check_address, check_host, check_server_name, check_url, is_loopback
 from securifile.model.settings import ClusterSettings
 from securifile.sql import directory
 
@@ -119,10 +119,17 @@ class Members:
         found: list[tuple[str, float]] = await self._ledger.database.read(ask)
         return found
 
-    def enrol(self, secret: str, node: Server) -> Deferred[Entered[None]]:
-        """Make an invited node a member; the secret is used up. It is `down` until its heartbeats are answered."""
+    def enrol(self, secret: str, node: Server, hosts: Sequence[str] = ()) -> Deferred[Entered[None]]:
+        """Make an invited node a member; the secret is used up. It is `down` until its heartbeats are answered.
+
+        Args:
+            hosts: what its certificate says that it is reached by.
+        """
 
         async def decide(sql: Any, position: Position) -> Decision[None]:
+            members = await directory.servers(sql)
+            check_addresses(node, members)
+            check_hosts(node, hosts, members)
             used = await sql.execute(
                 "DELETE FROM invites WHERE secret_hash = :hash AND name = :name AND expires_at > :now",
                 {"hash": _secret_hash(secret), "name": node.name, "now": self._wall()},
@@ -155,6 +162,7 @@ class Members:
             if known is None:
                 raise Refusal(Code.NOT_A_MEMBER, f"{name} is not a member of this cluster.")
             fact = attrs.evolve(known, url=url, protocol_address=protocol_address)
+            check_addresses(fact, await directory.servers(sql))
             return Decision(facts=() if fact == known else (fact,), answer=None)
 
         return self._ledger.enter("readdress", decide, Needs.NOTHING)
@@ -367,6 +375,49 @@ class Members:
 
         found: Sequence[tuple[float, int, int]] = await self._ledger.database.read(ask)
         return found
+
+
+def check_addresses(node: Server, members: Iterable[Server]) -> None:
+    """Refuse addresses that nobody could connect to: every server of the cluster will try.
+
+    Raises:
+        Refusal: BAD_REQUEST, also when the node has TLS and the admin servers have not, or the other way round.
+    """
+    try:
+        scheme, _ = check_url(node.url)
+        check_address(node.protocol_address)
+    except ValueError as error:
+        raise Refusal(Code.BAD_REQUEST, f"{node.name} cannot be reached like this: {error}.") from error
+    schemes = {admin.url.partition("://")[0] for admin in members if admin.kind is ServerKind.ADMIN}
+    if schemes and scheme not in schemes:
+        raise Refusal(
+            Code.BAD_REQUEST, "Either the admin server or the node runs with --no-tls, and the other does not. Start both the same way."
+        )
+
+
+def check_hosts(node: Server, hosts: Iterable[str], members: Iterable[Server]) -> None:
+    """Refuse names in a node's certificate by which another server is known: people would take the node for that one.
+
+    Two servers on one machine have the same host; so a node may have in its certificate what it is itself reached by.
+
+    Raises:
+        Refusal: BAD_REQUEST.
+    """
+    own = _hosts_of(node)
+    for host in hosts:
+        try:
+            check_host(host)
+        except ValueError as error:
+            raise Refusal(Code.BAD_REQUEST, f"The certificate cannot be made: {error}.") from error
+        if is_loopback(host) or host.lower() in own:
+            continue
+        for other in members:
+            if other.name != node.name and host.lower() in {other.name, *_hosts_of(other)}:
+                raise Refusal(Code.BAD_REQUEST, f"{host} is {other.name}; it cannot be in the certificate of {node.name}.")
+
+
+def _hosts_of(server: Server) -> set[str]:
+    return {text.rpartition(":")[0].strip("[]").lower() for text in (server.url.partition("://")[2], server.protocol_address)}
 
 
 def absent(servers: Iterable[Server], boots: Mapping[str, str]) -> frozenset[str]:

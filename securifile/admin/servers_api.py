@@ -11,7 +11,7 @@ from klein import Klein
 from securifile.admin.backend import AdminBackend, NodeHandlers
 from securifile.admin.catalogue import Catalogue
 from securifile.admin.checks import Soundness
-from securifile.admin.members import Seen
+from securifile.admin.members import Seen, check_addresses, check_hosts
 from securifile.admin.requests import administrator, name_in
 from securifile.admin.watch import Watch
 from securifile.certificates.authority import Authority
@@ -229,16 +229,13 @@ class ServersApi:
                 Code.BAD_REQUEST,
                 "Either this admin server or the node runs with --no-tls, and the other does not. Start both the same way.",
             )
+        # Looked at again when the node is entered: other members may come meanwhile.
+        members = self._catalogue.roster.servers.values()
+        asked = Server(name=name, kind=ServerKind.NODE, url=url, protocol_address=str(protocol_address), public_key=b"", status=Status.DOWN)
+        check_addresses(asked, members)
+        check_hosts(asked, hosts, members)
         chain = self._nodes.sign(name, csr.encode("ascii", "replace"), hosts)
-        node = Server(
-            name=name,
-            kind=ServerKind.NODE,
-            url=url,
-            protocol_address=str(protocol_address),
-            public_key=leaf_key(chain),
-            status=Status.DOWN,
-        )
-        await self._backend.enter(self._members.enrol(secret, node))
+        await self._backend.enter(self._members.enrol(secret, attrs.evolve(asked, public_key=leaf_key(chain)), hosts))
         admins = [
             {
                 "name": server.name,

@@ -307,12 +307,18 @@ class Cluster:
     def _connect(self, server: Server) -> None:
         if server.name == self._name:
             return
+        try:
+            address = HostPort.parse(server.protocol_address)
+        except ValueError as error:
+            # The admin server refuses such an address. Should one get by, it must not stop what else is to be learnt.
+            self._log.warn("{server} cannot be reached: {problem}", server=server.name, problem=str(error))
+            return
         link = self._links.get(server.name)
         if link is None:
             self._links[server.name] = link = self._make_link(server, self.handlers)
             link.start()
         else:
-            link.move(HostPort.parse(server.protocol_address))
+            link.move(address)
 
     def compose(self) -> m.Heartbeat:
         """The heartbeat to send now. Every round is also a reason to measure the disk, and to ask peers when behind."""

@@ -1062,3 +1062,46 @@ async def test_passwords_do_not_pile_up() -> None:
     assert (await alice).username == "alice"
     assert not people._waiting
     assert set(map(type, await all_of(flood))) == {Refusal}
+
+
+@pytest_twisted.ensureDeferred
+async def test_addresses_that_nobody_can_connect_to_are_refused(world: World) -> None:
+    """Neither a new node nor a returning one may have the whole cluster connect to what is no address; the invitation stays good."""
+    members = world.catalogue.members
+    admin = attrs.evolve(node("admin1"), kind=ServerKind.ADMIN)
+    await members.put_admin(admin)
+    secret, _ = await members.invite("n9")
+    good = node("n9")
+    every: tuple[dict[str, Any], ...] = (
+        {"url": "https://n9.example"},
+        {"url": "https://n9.example:9443/api"},
+        {"url": "https://me@n9.example:9443"},
+        {"url": "ftp://n9.example:9443"},
+        {"url": "http://n9.example:9443"},
+        {"url": "https://n 9:9443"},
+        {"protocol_address": "n9.example"},
+        {"protocol_address": "n9.example:0"},
+        {"protocol_address": "n9.example:99999"},
+        {"protocol_address": "n9.example:\u0661"},
+        {"protocol_address": "-n9:9444"},
+    )
+    for changes in every:
+        bad = attrs.evolve(good, **changes)
+        assert await refused(members.enrol(secret, bad)) is Code.BAD_REQUEST, changes
+        assert await refused(members.readdress("n1", bad.url, bad.protocol_address)) is Code.BAD_REQUEST, changes
+    await members.enrol(secret, good)
+    await members.readdress("n9", "https://[2001:db8::9]:9443", "192.0.2.9:9444")
+    assert world.catalogue.roster.servers["n9"].url == "https://[2001:db8::9]:9443"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_certificate_names_no_other_server(world: World) -> None:
+    """A node that could be taken for the admin server would be told passwords. What it is reached by itself may be another one's, too."""
+    members = world.catalogue.members
+    await members.put_admin(attrs.evolve(node("admin1"), kind=ServerKind.ADMIN))
+    secret, _ = await members.invite("n9")
+    for host in ("admin1.example", "ADMIN1.example", "admin1", "n1.example", "n1", "*.example", "a b"):
+        assert await refused(members.enrol(secret, node("n9"), ["n9.example", host])) is Code.BAD_REQUEST, host
+    together = attrs.evolve(node("n9"), url="https://n1.example:9543")
+    await members.enrol(secret, together, ["n9", "n1.example", "127.0.0.1", "localhost"])
+    assert "n9" in world.catalogue.roster.nodes

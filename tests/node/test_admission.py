@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 
@@ -112,3 +113,12 @@ def test_a_full_spool_stops_no_heartbeats() -> None:
     world.audit.full = True
     world.cluster._judged("n2", Status.RUNNING, Status.DOWN)
     assert world.audit.records == []
+
+
+def test_an_address_that_is_none_stops_nothing() -> None:
+    """A member that cannot be connected to is learnt all the same, and so is what comes after it."""
+    world = World()
+    other = attrs.evolve(server(Status.DOWN), name="n2", protocol_address="n2")
+    run_now(world.index.apply_changes(1, [f.Change(revision=1, facts=(other, server(Status.DOWN)))]))
+    assert world.cluster.roster.nodes == ["n1", "n2"]
+    assert world.cluster.roster.running == []
