@@ -9,7 +9,7 @@ from __future__ import annotations
 import attrs
 
 from securifile.model.entries import Version
-from securifile.model.ids import EntryId
+from securifile.model.ids import EntryId, Position
 from securifile.model.roles import Role
 from securifile.model.servers import ServerKind, Status
 from securifile.model.settings import ClusterSettings
@@ -147,6 +147,14 @@ class Settings:
 Entry = File | Folder
 
 Fact = Person | PersonGone | Session | SessionGone | Folder | File | EntryGone | Grant | GrantGone | Server | ServerGone | Settings
+
+
+@attrs.frozen(kw_only=True)
+class Claim:
+    """The state of one thing, as one index knows it up to a position of a history that the catalogue may have lost."""
+
+    fact: Fact
+    at: Position
 
 
 @attrs.frozen(kw_only=True)

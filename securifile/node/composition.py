@@ -170,6 +170,7 @@ class Node:
             blobs=stores.blobs,
             acting=self.acting,
             is_under_way=self.uploads.under_way.__contains__,
+            may_delete=lambda: self._feed.is_whole,
         )
         self._mending = Mending(
             clock=clock,

@@ -23,6 +23,12 @@ from securifile.protocol.rpc import Handlers, Link, Peer
 FOLLOW_S = 5.0
 """How long an admin server may take to begin."""
 
+HAND_IN_S = 30.0
+"""How long an admin server may take to keep one part."""
+
+CLAIMS_MAX = 500
+"""In one message: some hundred kilobytes."""
+
 RETRY_S = 0.25
 """Half a heartbeat: how long to wait when no admin server can be followed."""
 
@@ -50,6 +56,8 @@ class Feed:
         self._url = url
         self._protocol_address = protocol_address
         self._boot = boot
+        self.is_whole = False
+        """Whether an admin server feeds this index now, and has all that the index knows: only then blobs may be deleted."""
         self._following: Peer | None = None
         self._parts: list[Fact] = []
         self._again: Deferred[None] | None = None
@@ -93,7 +101,14 @@ class Feed:
         lost.addErrback(lambda failure: failure.trap(CancelledError))
         try:
             here = self._index.position
-            asked = m.Follow(position=here, url=self._url, protocol_address=self._protocol_address, boot=self._boot)
+            asked = m.Follow(
+                position=here,
+                url=self._url,
+                protocol_address=self._protocol_address,
+                boot=self._boot,
+                mark=self._index.mark,
+                marked=self._index.marked,
+            )
             following: m.Following = await peer.ask(asked, FOLLOW_S)
             self._log.info(
                 "following {peer} from {position}{how}",
@@ -101,12 +116,14 @@ class Feed:
                 position=following.position,
                 how=" with a snapshot" if following.snapshot else "",
             )
+            self.is_whole = self.is_whole or not following.snapshot
             await again
         except (DeadlineExceeded, PeerUnreachable, Refusal) as error:
             self._log.warn("cannot follow {peer}: {problem}", peer=peer.identity.name, problem=str(error))
             return False
         finally:
             self._following = self._again = None
+            self.is_whole = False
             lost.cancel()
         return True
 
@@ -121,11 +138,38 @@ class Feed:
 
     async def _snapshot(self, peer: Peer, message: m.SnapshotPart) -> m.Done:
         if peer is self._following:
+            # Until the catalogue knows what this index knows, nothing that it does not name may be deleted.
+            self.is_whole = False
             self._parts.extend(message.facts)
             if message.last:
                 parts, self._parts = self._parts, []
-                await self._index.replace(message.position, parts)
+                if message.compare:
+                    self._hand_in_later(peer, parts)
+                else:
+                    await self._index.replace(message.position, parts, message.mark)
+                    self.is_whole = True
         return m.Done()
+
+    def _hand_in_later(self, peer: Peer, snapshot: list[Fact]) -> None:
+        handing = Deferred.fromCoroutine(self._hand_in(peer, snapshot))
+        handing.addErrback(self._not_handed_in)
+
+    async def _hand_in(self, peer: Peer, snapshot: list[Fact]) -> None:
+        """Tell the admin server what this index knows and the catalogue lost."""
+        position = self._index.position
+        claims = await self._index.claims(snapshot)
+        self._log.warn("the catalogue went back in time; handing in {count} things as of {position}", count=len(claims), position=position)
+        parts = [claims[start : start + CLAIMS_MAX] for start in range(0, len(claims), CLAIMS_MAX)] or [[]]
+        for number, part in enumerate(parts):
+            handed = m.HandIn(position=position, number=number, claims=tuple(part), last=number == len(parts) - 1)
+            await peer.ask(handed, HAND_IN_S)
+
+    def _not_handed_in(self, failure: Any) -> None:
+        if failure.check(DeadlineExceeded, PeerUnreachable, Refusal):
+            self._log.warn("handing in begins anew: {problem}", problem=failure.getErrorMessage())
+        elif not failure.check(CancelledError):
+            self._log.failure("handing in failed", failure)
+        self._clock.callLater(RETRY_S, self._ask_again)
 
     def _ask_again(self) -> None:
         if self._again is not None and not self._again.called:

@@ -6,7 +6,8 @@ staged      a blob whose attempt has not ended as far as this node knows: the ca
 says `abandoned`
 
 A blob whose sidecar says `committed` is never given up, whatever the catalogue says: one that does not know of the commit
-was restored from a backup, and this blob may be all that is left of what came after it.
+was restored from a backup, and this blob may be all that is left of what came after it. And nothing at all is deleted while no
+admin server feeds the index, or while the catalogue takes back from the nodes what it has lost.
 """
 
 from __future__ import annotations
@@ -52,7 +53,11 @@ class Housekeeping:
         blobs: Any,
         acting: Acting,
         is_under_way: Callable[[AttemptId], bool],
+        may_delete: Callable[[], bool] = lambda: True,
     ) -> None:
+        """Args:
+        may_delete: whether the index is fed by a catalogue that has not lost anything, as far as is known.
+        """
         self._clock = clock
         self._wall = wall
         self._name = name
@@ -60,6 +65,7 @@ class Housekeeping:
         self._blobs = blobs
         self._acting = acting
         self._is_under_way = is_under_way
+        self._may_delete = may_delete
         self._committed: dict[AttemptId, tuple[int, Position]] = {}
         self._staged: dict[AttemptId, int] = {}
         self._running: Deferred[None] | None = None
@@ -90,10 +96,12 @@ class Housekeeping:
                     await self._look_at_all()
                     looked_at = snapshots
                 await self._note_commits()
-                await self._drop_superseded()
+                if self._may_delete():
+                    await self._drop_superseded()
                 if rounds and rounds % STAGED_ROUNDS == 0:
                     await self._find_staged()
-                await self._ask_about_staged()
+                if self._may_delete():
+                    await self._ask_about_staged()
             except CancelledError:
                 raise
             except (OSError, Refusal, OutcomeUnknown) as error:

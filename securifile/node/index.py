@@ -19,13 +19,15 @@ from twisted.logger import Logger
 
 from securifile.model import facts as f
 from securifile.model.ids import BEGINNING, AttemptId, Position
-from securifile.sql.facts import Superseded, apply_fact
+from securifile.model.reconciliation import differences, thing_of
+from securifile.sql.facts import Superseded, apply_fact, every_fact
 from securifile.sql.sqlite import SqliteDatabase
 from securifile.sql.tables import FACT_TABLE_NAMES, FACT_TABLES, spelled
 
 OWN_TABLES = (
-    "CREATE TABLE watermark (one BIGINT PRIMARY KEY CHECK (one = 1), epoch BIGINT NOT NULL, revision BIGINT NOT NULL)",
-    "INSERT INTO watermark (one, epoch, revision) VALUES (1, 0, 0)",
+    "CREATE TABLE watermark (one BIGINT PRIMARY KEY CHECK (one = 1), epoch BIGINT NOT NULL, revision BIGINT NOT NULL,"
+    " marked BIGINT NOT NULL, mark BLOB NOT NULL)",
+    "INSERT INTO watermark (one, epoch, revision, marked, mark) VALUES (1, 0, 0, 0, x'')",
     "CREATE TABLE stamps (kind TEXT NOT NULL, thing BLOB NOT NULL,"
     " epoch BIGINT NOT NULL, revision BIGINT NOT NULL, PRIMARY KEY (kind, thing))",
     # Blobs on this node's disk that the catalogue no longer names as current, and since when (wall clock).
@@ -35,6 +37,8 @@ OWN_TABLES = (
     "CREATE INDEX checks_by_age ON checks (at)",
     "CREATE INDEX checks_untold ON checks (attempt) WHERE NOT told",
 )
+
+_WATERMARK = "UPDATE watermark SET epoch = :epoch, revision = :revision, marked = :marked, mark = :mark"
 
 SCHEMA = 1
 """Kept in SQLite's `user_version`; an index of another schema is thrown away and fed anew."""
@@ -48,23 +52,6 @@ RECENT_MAX = 1000
 T = TypeVar("T")
 
 Listener = Callable[[f.Fact], None]
-
-
-def _thing(fact: f.Fact) -> tuple[str, bytes]:
-    """What a fact is about: two facts about the same thing replace one another."""
-    match fact:
-        case f.Person() | f.PersonGone():
-            return "person", fact.username.encode()
-        case f.Session() | f.SessionGone():
-            return "session", fact.token_hash
-        case f.Folder() | f.File() | f.EntryGone():
-            return "entry", fact.id.value
-        case f.Grant() | f.GrantGone():
-            return "grant", fact.entry.value + fact.username.encode()
-        case f.Server() | f.ServerGone():
-            return "server", fact.name.encode()
-        case f.Settings():
-            return "settings", b""
 
 
 def _may_overtake(fact: f.Fact) -> bool:
@@ -89,6 +76,8 @@ class Index:
         self._ahead: dict[int, f.Change] = {}
         self._recent: deque[f.Change] = deque(maxlen=RECENT_MAX)
         self.position = BEGINNING
+        self.marked, self.mark = 0, b""
+        """The last revision whose mark is known, and the mark: announcements bring changes without."""
         self.node: str | None = None
         """The name of the node whose index it is: its own copies that are not wanted any more are noted as superseded."""
         self.snapshots = 0
@@ -122,7 +111,8 @@ class Index:
                 await sql.execute(f"PRAGMA user_version = {SCHEMA}")
 
             await self._database.transact("make the index", make)
-        self.position = Position(*(await self.sql.query("SELECT epoch, revision FROM watermark"))[0])
+        epoch, revision, self.marked, mark = (await self.sql.query("SELECT epoch, revision, marked, mark FROM watermark"))[0]
+        self.position, self.mark = Position(epoch, revision), bytes(mark)
 
     # --- the feed ---
 
@@ -136,7 +126,13 @@ class Index:
         await self._take_turns()
 
     async def _apply(self, epoch: int, changes: Iterable[f.Change]) -> None:
-        fresh = [change for change in changes if Position(epoch, change.revision) > self.position]
+        came = list(changes)
+        fresh = [change for change in came if Position(epoch, change.revision) > self.position]
+        if epoch == self.position.epoch:
+            for change in came:
+                # What was announced before its turn comes by the feed as well, and only there it has a mark.
+                if change.mark and change.revision > self.marked:
+                    self.marked, self.mark = change.revision, change.mark
         if not fresh:
             return
         if epoch != self.position.epoch or fresh[0].revision != self.position.revision + 1:
@@ -156,7 +152,7 @@ class Index:
                     applied.append(fact)
             if stamped:
                 await sql.execute("DELETE FROM stamps WHERE epoch < :epoch OR revision <= :revision", attrs.asdict(reached))
-            await sql.execute("UPDATE watermark SET epoch = :epoch, revision = :revision", attrs.asdict(reached))
+            await sql.execute(_WATERMARK, {**attrs.asdict(reached), "marked": self.marked, "mark": self.mark})
             return applied
 
         applied = await self._database.transact("apply changes", write)
@@ -195,7 +191,7 @@ class Index:
                 if await self._stamp(sql, fact) >= position:
                     continue
                 await self._note(sql, await apply_fact(sql, fact))
-                kind, thing = _thing(fact)
+                kind, thing = thing_of(fact)
                 await sql.execute(
                     "INSERT INTO stamps (kind, thing, epoch, revision) VALUES (:kind, :thing, :epoch, :revision)"
                     " ON CONFLICT (kind, thing) DO UPDATE SET epoch = excluded.epoch, revision = excluded.revision",
@@ -223,7 +219,7 @@ class Index:
         self._waiting.append((position, waiting))
         return waiting
 
-    async def replace(self, position: Position, facts: Iterable[f.Fact]) -> None:
+    async def replace(self, position: Position, facts: Iterable[f.Fact], mark: bytes = b"") -> None:
         """Put a snapshot in place of everything: one transaction, so that readers see the old index or the new.
 
         Blobs that the snapshot does not name are *not* noted as superseded: what became of them is asked
@@ -245,9 +241,10 @@ class Index:
                 await sql.execute(f"DELETE FROM {table}")
             for fact in every:
                 await apply_fact(sql, fact)
-            await sql.execute("UPDATE watermark SET epoch = :epoch, revision = :revision", attrs.asdict(position))
+            await sql.execute(_WATERMARK, {**attrs.asdict(position), "marked": position.revision, "mark": mark})
 
         await self._database.transact("take a snapshot", write)
+        self.marked, self.mark = position.revision, mark
         self.snapshots += 1
         self._recent.clear()
         self._ahead.clear()
@@ -264,7 +261,7 @@ class Index:
 
     async def _stamp(self, sql: Any, fact: f.Fact) -> Position:
         """Where the thing's announced state, applied before its turn, was committed."""
-        kind, thing = _thing(fact)
+        kind, thing = thing_of(fact)
         rows = await sql.query("SELECT epoch, revision FROM stamps WHERE kind = :kind AND thing = :thing", {"kind": kind, "thing": thing})
         return Position(*rows[0]) if rows else BEGINNING
 
@@ -297,6 +294,13 @@ class Index:
     def _tell(self, fact: f.Fact) -> None:
         for listener in self._listeners:
             listener(fact)
+
+    async def claims(self, snapshot: Iterable[f.Fact]) -> list[f.Claim]:
+        """What this index has otherwise than a snapshot of a catalogue that went back in time, and up to where it knows each thing."""
+        return [
+            f.Claim(fact=fact, at=max(self.position, await self._stamp(self.sql, fact)))
+            for fact in differences(await every_fact(self.sql), snapshot)
+        ]
 
     # --- what may be deleted from the disk ---
 

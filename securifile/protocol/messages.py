@@ -13,7 +13,7 @@ import attrs
 
 from securifile.model.digests import DigestAlgorithm
 from securifile.model.entries import Copy
-from securifile.model.facts import Change, Fact
+from securifile.model.facts import Change, Claim, Fact
 from securifile.model.ids import AttemptId, EntryId, Position
 from securifile.model.proofs import Proof, Report
 from securifile.model.roles import Role
@@ -109,6 +109,9 @@ class Follow:
     protocol_address: str
     boot: str = ""
     """The life of the sender's process."""
+    mark: bytes = b""
+    """That of the change at revision `marked`, the last one whose mark the index knows: to tell a history from another."""
+    marked: int = 0
 
 
 @attrs.frozen(kw_only=True)
@@ -140,6 +143,22 @@ class SnapshotPart:
 
     position: Position
     facts: tuple[Fact, ...]
+    last: bool
+    mark: bytes = b""
+    """That of the last change before the position."""
+    compare: bool = False
+    """Not to be taken: the index knows what the catalogue has lost. What it has otherwise is to be handed in (`HandIn`)."""
+
+
+@attrs.frozen(kw_only=True)
+class HandIn:
+    """Node to admin: a part of what the index has otherwise than the snapshot that was to be compared. Answered by `Done`."""
+
+    position: Position
+    """How far the index is, in the history that the catalogue lost."""
+    number: int
+    """Of the part, from 0."""
+    claims: tuple[Claim, ...]
     last: bool
 
 

@@ -7,6 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -106,10 +107,8 @@ class Load(threading.Thread):
             path = f"alice/{self.name}-{count}" if self._writes else "alice/kept"
             attempt = Attempt(time.monotonic(), 0.0, None)
             http = self._https[count % len(self._https)]
-            try:
+            with suppress(*BROKEN):
                 attempt.response = put(http, path, path.encode()) if self._writes else get(http, path)
-            except BROKEN:
-                pass
             attempt.ended = time.monotonic()
             self.attempts.append(attempt)
             if self._writes and attempt.status in {200, 201}:
