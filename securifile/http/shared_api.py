@@ -35,7 +35,7 @@ from securifile.sql import directory
 
 PAGE = 500
 """Entries a page, unless asked for fewer."""
-PAGE_MAX = 5000
+PAGE_MAX = 1000
 """More than this in one answer would hold up everybody else's."""
 
 CLIENT_GONE = 499

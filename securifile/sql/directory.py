@@ -84,6 +84,15 @@ async def files(sql: Any, ids: Sequence[bytes]) -> list[File]:
     return [entry for entry in found if isinstance(entry, File)]
 
 
+async def _entries(sql: Any, ids: Sequence[bytes]) -> dict[EntryId, Entry | None]:
+    """The entries of these ids, as far as they exist."""
+    found: list[Entry] = []
+    for start in range(0, len(ids), TOGETHER):
+        rows = await sql.query(f"SELECT {ENTRY_COLUMNS} FROM entries WHERE id IN :ids", {"ids": tuple(ids[start : start + TOGETHER])})
+        found += await _with_copies(sql, rows)
+    return {entry.id: entry for entry in found}
+
+
 async def holders(sql: Any) -> list[str]:
     """Nodes that some file lists a copy on, members or not, by name."""
     # From one name to the next in the index; SELECT DISTINCT would read every copy there is.
@@ -135,10 +144,17 @@ async def place(sql: Any, owner: str, segments: tuple[str, ...]) -> Place:
 
 async def ancestry(sql: Any, entry: EntryId) -> tuple[Entry, ...]:
     """The entries from the root down to this one; empty when it does not exist."""
+    return await _ancestry(sql, entry, {})
+
+
+async def _ancestry(sql: Any, entry: EntryId, known: dict[EntryId, Entry | None]) -> tuple[Entry, ...]:
+    """See `ancestry`; entries in `known` are not asked for, and those that were are added: many files are in few folders."""
     chain: list[Entry] = []
     following: EntryId | None = entry
     while following is not None:
-        found = await entry_by_id(sql, following)
+        if following not in known:
+            known[following] = await entry_by_id(sql, following)
+        found = known[following]
         if found is None:
             return ()
         chain.append(found)
@@ -180,9 +196,10 @@ async def shared_with(sql: Any, username: str, after: bytes, limit: int) -> list
         "SELECT entry, role FROM grants WHERE username = :username AND entry > :after ORDER BY entry LIMIT :limit",
         {"username": username, "after": after, "limit": limit},
     )
+    known = await _entries(sql, [bytes(id_) for id_, _ in rows])
     found = []
     for id_, role in rows:
-        chain = await ancestry(sql, EntryId(bytes(id_)))
+        chain = await _ancestry(sql, EntryId(bytes(id_)), known)
         if chain:
             found.append(Located(entry=chain[-1], segments=tuple(entry.name for entry in chain[1:]), role=Role(role)))
     return found
@@ -194,9 +211,11 @@ async def files_of(sql: Any, owner: str, after: bytes, limit: int) -> list[Locat
         f"SELECT {ENTRY_COLUMNS} FROM entries WHERE owner = :owner AND id > :after AND number IS NOT NULL ORDER BY id LIMIT :limit",
         {"owner": owner, "after": after, "limit": limit},
     )
+    files_ = await _with_copies(sql, rows)
+    known: dict[EntryId, Entry | None] = {file.id: file for file in files_}
     found = []
-    for file in await _with_copies(sql, rows):
-        chain = await ancestry(sql, file.id)
+    for file in files_:
+        chain = await _ancestry(sql, file.id, known)
         found.append(Located(entry=file, segments=tuple(entry.name for entry in chain[1:])))
     return found
 

@@ -168,3 +168,35 @@ async def test_a_path_does_not_lead_through_a_file(tables: Tables) -> None:
         assert (through.entry, through.parent, through.chain) == (None, None, (root, file))
 
     await tables.do(ask)
+
+
+@attrs.define
+class Counted:
+    """Questions, counted."""
+
+    sql: Any
+    questions: int = 0
+
+    async def query(self, *asked: Any) -> Any:
+        self.questions += 1
+        return await self.sql.query(*asked)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_page_takes_few_questions(tables: Tables) -> None:
+    """However many files a page has: they and their copies are asked for together, and each folder above them once."""
+    root = f.Folder(id=EntryId(b"r" * 16), owner="ann", parent=None, name="ann", created_at=0.0)
+    folder = attrs.evolve(root, id=EntryId(b"s" * 16), parent=root.id, name="s")
+    letters = [bytes([ord("a") + number]) for number in range(15)]
+    files = [attrs.evolve(file_in(folder, letter), name=letter.decode()) for letter in letters]
+    grants = [f.Grant(entry=file.id, username="bob", role=Role.READER, granted_by="ann") for file in files]
+    await tables.apply([root, folder, *files, *grants])
+
+    async def ask(sql: Any) -> None:
+        for username, question in (("ann", directory.files_of), ("bob", directory.shared_with)):
+            counted = Counted(sql)
+            found = await question(counted, username, b"", 1000)
+            assert [one.segments for one in found] == [("s", letter.decode()) for letter in letters]
+            assert counted.questions <= 5
+
+    await tables.do(ask)
