@@ -12,7 +12,9 @@ import attrs
 from twisted.internet.task import deferLater
 
 from securifile.simulation.chance import Chance
-from securifile.simulation.cluster import SimulatedCluster
+from securifile.simulation.cluster import DATA, SimulatedCluster
+
+BLOBS = f"{DATA}/blobs/"
 
 Ending = Callable[[], None]
 
@@ -43,6 +45,7 @@ class Climate:
         ("admin-crash", 3),
         ("admin-stop", 2),
         ("wall", 2),
+        ("rot", 3),
     )
 
 
@@ -61,6 +64,8 @@ class Storm:
         """How many there were, by kind."""
         self.reach: list[tuple[float, dict[str, bool]]] = []
         """From when on which node could reach an admin server or more than half of the nodes."""
+        self.rotten: dict[str, str] = {}
+        """Attempts of which one copy has rotted, and on which node."""
         self._cluster = cluster
         self._chance = chance
         self._climate = climate
@@ -155,6 +160,8 @@ class Storm:
             case "lost-answers":
                 cluster.database.lost_answers = chance.between(0.05, 0.5)
                 return f"{cluster.database.lost_answers:.2f}", lambda: setattr(cluster.database, "lost_answers", 0.0)
+            case "rot":
+                return self._rot(node)
             case "wall":
                 server = chance.pick(servers)
                 ahead_s = chance.between(-3600.0, 3600.0)
@@ -208,6 +215,21 @@ class Storm:
                 network.unblock(*way)
 
         return " ".join(f"{source}-{target}" for source, target in own), heal
+
+    def _rot(self, name: str) -> tuple[str, Ending] | None:
+        """One byte of one blob is another one. Never in two copies of the same blob: then nobody could help."""
+        files = self._cluster.machines[name].files
+        blobs = [
+            (path, len(data))
+            for path, data in files.tree().items()
+            if path.startswith(BLOBS) and not path.endswith(".meta") and data and path.rpartition("/")[2] not in self.rotten
+        ]
+        if not blobs:
+            return None
+        path, length = self._chance.pick(blobs)
+        self.rotten[path.rpartition("/")[2]] = name
+        files.rot(path, self._chance.below(length))
+        return f"{name} {path}", lambda: None
 
     def _fill(self, name: str) -> tuple[str, Ending]:
         files = self._cluster.machines[name].files

@@ -22,6 +22,9 @@ from securifile.simulation.people import Habits, Person
 
 SETTLING_S = 2.0
 
+OF_THE_BURIED = frozenset({"coroutine ignored GeneratorExit", "cannot reuse already awaited coroutine", "coroutine already executing"})
+"""What Python says when it collects coroutines of processes that died in an earlier run, which a log's history may keep for long."""
+
 OPERATOR_ROUNDS = 5
 """How often the operator looks after the nodes that failed, before it is held for a bug."""
 
@@ -142,8 +145,6 @@ class Run:
             globalLogPublisher.removeObserver(hear)
         report = self._report()
         self.cluster.bury()
-        # Now, and not in the middle of the next run.
-        gc.collect()
         return report
 
     def _go(self) -> None:
@@ -224,12 +225,12 @@ class Run:
                     self._found.append(Violation(guarantee=DURABLE, detail=detail, operation=operation))
 
     def _check_copies(self) -> None:
-        """Each copy that the catalogue calls durable is on that node's disk, whole."""
+        """Each copy that the catalogue calls durable is on that node's disk, whole, if it did not rot there."""
         trees = {name: self.cluster.machines[name].files.tree() for name in self.cluster.nodes}
         for path, file in self._judge().truth.files:
             for copy in file.version.copies:
                 attempt = str(file.version.attempt)
-                if not copy.durable or copy.node not in trees:
+                if not copy.durable or copy.node not in trees or self.storm.rotten.get(attempt) == copy.node:
                     continue
                 data = next((data for at, data in trees[copy.node].items() if at.startswith(DATA) and at.endswith(f"/{attempt}")), None)
                 if data is None or hashlib.sha256(data).digest() != file.version.digest:
@@ -241,7 +242,9 @@ class Run:
 
     def _hear(self, event: LogEvent) -> None:
         failure = event.get("log_failure")
-        if isinstance(failure, Failure) and str(event.get("log_namespace", "")).startswith("securifile"):
+        if not isinstance(failure, Failure) or failure.getErrorMessage() in OF_THE_BURIED:
+            return
+        if str(event.get("log_namespace", "")).startswith("securifile"):
             self._logged.append(f"{event.get('log_format')}: {failure.getErrorMessage()!r}")
             if len(self._logged) < 4:
                 self.tracebacks.append(failure.getTraceback())
@@ -269,7 +272,10 @@ class Run:
 
 def simulate(scene: Scene) -> Report:
     """Run it."""
-    return Run(scene).go()
+    report = Run(scene).go()
+    # What is left of the cluster ends now, and not in the middle of the next run.
+    gc.collect()
+    return report
 
 
 def wishes_done(report: Report, kind: Kind) -> int:
