@@ -13,6 +13,8 @@ class Roster:
     def __init__(self) -> None:
         self.cluster: str | None = None
         self.settings = ClusterSettings()
+        self.interval_before_s = self.settings.heartbeat_interval_s
+        """The heartbeat interval before it was last changed: who is cut off goes by it still."""
         self.servers: dict[str, Server] = {}
 
     def learn(self, fact: Fact) -> None:
@@ -24,6 +26,8 @@ class Roster:
                 self.servers.pop(fact.name, None)
             case Settings():
                 self.cluster = fact.cluster
+                if fact.settings.heartbeat_interval_s != self.settings.heartbeat_interval_s:
+                    self.interval_before_s = self.settings.heartbeat_interval_s
                 self.settings = fact.settings
 
     def replace(self, servers: list[Server], settings: Settings | None) -> None:

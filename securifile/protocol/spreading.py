@@ -11,7 +11,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from securifile.model.errors import DeadlineExceeded, PeerUnreachable, Refusal
-from securifile.model.facts import Fact, Server, ServerGone
+from securifile.model.facts import Fact, Server, ServerGone, Settings
 from securifile.model.ids import Position
 from securifile.model.roster import Roster
 from securifile.model.servers import ServerKind, Status
@@ -50,10 +50,15 @@ class Spreading:
         self._held: dict[str, bool] = {}
         self._left: dict[str, float] = {}
         """Monotonic seconds at which nodes were put down, or removed."""
+        self._older: list[tuple[float, float]] = []
+        """Longer heartbeat intervals that were the setting before, and until when (monotonic seconds) a silent node may go by them."""
 
     def learn(self, fact: Fact) -> None:
         """Hear of each change of the catalogue: who is held for running no more may go on serving until their standing has run out."""
         match fact:
+            case Settings():
+                self._learn_interval(fact.settings.heartbeat_interval_s)
+                return
             case Server(kind=ServerKind.NODE):
                 runs = fact.status is Status.RUNNING
             case ServerGone():
@@ -65,6 +70,22 @@ class Spreading:
         elif runs:
             self._left.pop(fact.name, None)
         self._held[fact.name] = runs
+
+    def _learn_interval(self, interval_s: float) -> None:
+        """A node that is cut off does not hear that the interval is shorter now, and believes that it has standing for as long as before.
+
+        For one old period the change itself may still be on its way to those who confirm that standing, and for one more it counts.
+        """
+        # Whether the roster has heard of the change already depends on whom the listeners are called for first.
+        before_s = max(self._roster.interval_before_s, self._roster.settings.heartbeat_interval_s)
+        if before_s > interval_s:
+            self._older.append((before_s, self._clock.seconds() + 2 * FRESH_INTERVALS * before_s))
+
+    def _interval_s(self) -> float:
+        """The longest heartbeat interval that any node may go by now."""
+        now = self._clock.seconds()
+        self._older = [(interval_s, until) for interval_s, until in self._older if until > now]
+        return max(self._roster.settings.heartbeat_interval_s, *(interval_s for interval_s, _ in self._older), 0.0)
 
     def _needed(self, period_s: float) -> set[str]:
         """Who must know: who is running, and who was so a standing period ago and may not have heard yet that this is over."""
@@ -84,15 +105,15 @@ class Spreading:
         began = self._clock.seconds()
         acknowledged: set[str] = set()
         enough: Deferred[None] = Deferred()
-        patience_s = FRESH_INTERVALS * self._roster.settings.heartbeat_interval_s
+        patience_s = FRESH_INTERVALS * self._interval_s()
 
         def look() -> None:
             if not enough.called and spread_enough(
                 acknowledged,
-                self._needed(FRESH_INTERVALS * self._roster.settings.heartbeat_interval_s),
+                self._needed(FRESH_INTERVALS * self._interval_s()),
                 self._roster.admitted,
                 waited_s=self._clock.seconds() - began,
-                interval_s=self._roster.settings.heartbeat_interval_s,
+                interval_s=self._interval_s(),
             ):
                 enough.callback(None)
 

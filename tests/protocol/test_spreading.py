@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.task import Clock
 
 from securifile.model.errors import Code, Refusal
-from securifile.model.facts import Fact, PersonGone, ServerGone
+from securifile.model.facts import Fact, PersonGone, ServerGone, Settings
 from securifile.model.ids import Position
 from securifile.model.roster import Roster
 from securifile.model.servers import ServerKind, Status
+from securifile.model.settings import ClusterSettings
 from securifile.model.standing import FRESH_INTERVALS
 from securifile.protocol.messages import Announce, Done
 from securifile.protocol.spreading import Spreading
@@ -206,3 +208,29 @@ def test_who_was_just_put_down_and_knows_is_not_waited_for() -> None:
     outcome: list[Any] = []
     spreading.spread(AT, FACTS).addBoth(outcome.append)
     assert outcome == [None]
+
+
+@pytest.mark.parametrize("roster_first", [True, False])
+def test_who_is_cut_off_goes_by_the_old_interval(roster_first: bool) -> None:
+    """After the interval was shortened a silent node is waited for as long as before; some periods later, for a new one."""
+    roster = nodes(3)
+    clock = Clock()
+    asking = FakeAsk(clock)
+    spreading = Spreading(clock=clock, roster=roster, name="n1", ask=asking, here=lambda position, facts: succeed(None))
+    shorter = Settings(cluster="c", settings=ClusterSettings(heartbeat_interval_s=0.2))
+    for learn in (roster.learn, spreading.learn) if roster_first else (spreading.learn, roster.learn):
+        learn(shorter)
+
+    def takes_s() -> float:
+        """How long a commit takes to spread that n3 does not hear of."""
+        outcome: list[None] = []
+        began = clock.seconds()
+        spreading.spread(AT, FACTS).addCallback(outcome.append)
+        asking.answer("n2", Done())
+        while not outcome:
+            clock.advance(0.05)
+        return clock.seconds() - began
+
+    assert takes_s() >= FRESH_INTERVALS * 1.0 - 0.01
+    clock.advance(2 * FRESH_INTERVALS)
+    assert takes_s() <= FRESH_INTERVALS * 0.2 + 0.1
