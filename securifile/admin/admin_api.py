@@ -10,6 +10,7 @@ from klein import Klein
 
 from securifile.admin.checks import Soundness
 from securifile.admin.composition import Admin
+from securifile.admin.epoch_api import EpochApi
 from securifile.admin.explain_api import ExplainApi
 from securifile.admin.operations_api import OperationsApi
 from securifile.admin.people_api import PeopleApi
@@ -35,7 +36,10 @@ class AdminApi:
             contents=admin.contents,
         )
         self._people = PeopleApi(backend=admin.backend, catalogue=admin.catalogue, random=admin.world.random)
-        self._operations = OperationsApi(backend=admin.backend, catalogue=admin.catalogue, peers=admin.peers)
+        self._epoch = EpochApi(backend=admin.backend, reconciling=admin.reconciling)
+        self._operations = OperationsApi(
+            clock=admin.world.clock, backend=admin.backend, catalogue=admin.catalogue, peers=admin.peers
+        )
         self._explain = ExplainApi(admin)
         self._servers = ServersApi(
             backend=admin.backend,
@@ -55,6 +59,7 @@ class AdminApi:
         self._people.register(app, self._shared)
         self._servers.register(app, self._shared)
         self._operations.register(app, self._shared)
+        self._epoch.register(app, self._shared)
         self._explain.register(app, self._shared)
         self._shared.route(app, "/metrics", "GET", "metrics", self._metrics)
         return app.resource()

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from klein import Klein
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
 
 from securifile.admin.backend import AdminBackend
 from securifile.admin.catalogue import Catalogue
@@ -20,6 +25,50 @@ from securifile.protocol import messages as m
 REPAIR_S = 6 * 3600.0
 """How long a node may take to read all it has; it tells when it is done."""
 
+ANSWER_S = 30.0
+"""How long one request waits for that: shorter than clients and proxies wait for an answer."""
+
+REMEMBERED_S = 60.0
+"""How long what came of a repair is kept for who asks again; later the same request begins another one."""
+
+
+class _Repairing:
+    """A repair under way on one node, and what came of it."""
+
+    def __init__(self, clock: IReactorTime, asking: Deferred[m.Repaired]) -> None:
+        self._clock = clock
+        self._waiting: list[Deferred[None]] = []
+        self._ended_at: float | None = None
+        self.outcome: m.Repaired | Failure | None = None
+        """None while it is under way."""
+        asking.addBoth(self._ended)
+
+    def _ended(self, outcome: m.Repaired | Failure) -> None:
+        self.outcome, self._ended_at = outcome, self._clock.seconds()
+        waiting, self._waiting = self._waiting, []
+        for one in waiting:
+            one.callback(None)
+
+    @property
+    def is_old(self) -> bool:
+        """Whether it ended so long ago that nobody asks for it any more."""
+        return self._ended_at is not None and self._clock.seconds() - self._ended_at > REMEMBERED_S
+
+    async def wait(self, seconds: float) -> None:
+        """Return when it has ended, or after so many seconds."""
+        if self.outcome is not None:
+            return
+        ended: Deferred[None] = Deferred()
+        self._waiting.append(ended)
+        timer = self._clock.callLater(seconds, ended.callback, None)
+        try:
+            await ended
+        finally:
+            if timer.active():
+                timer.cancel()
+            if ended in self._waiting:
+                self._waiting.remove(ended)
+
 
 class OperationsApi:
     """`POST /api/v1/servers/{name}/offline`, `/online`, `/repair` and `/drain`; `DELETE` of `/drain` and of the server itself.
@@ -27,10 +76,12 @@ class OperationsApi:
     `?dry_run=1` for drain and remove: what would be refused is refused, and nothing is changed.
     """
 
-    def __init__(self, *, backend: AdminBackend, catalogue: Catalogue, peers: Peers) -> None:
+    def __init__(self, *, clock: IReactorTime, backend: AdminBackend, catalogue: Catalogue, peers: Peers) -> None:
+        self._clock = clock
         self._backend = backend
         self._catalogue = catalogue
         self._peers = peers
+        self._repairing: dict[str, _Repairing] = {}
 
     def register(self, app: Klein, api: SharedApi) -> None:
         """Put the routes on `app`."""
@@ -82,22 +133,36 @@ class OperationsApi:
         return Answer(status=200, value={"name": name, "dry_run": True, "copies": copies, "only_copies": only})
 
     async def _repair(self, request: Request, access: Access) -> Answer:
-        """Have a node read all it should have, and fetch what is missing or rotten; it serves nobody meanwhile."""
+        """Have a node read all it should have, and fetch what is missing or rotten; it serves nobody meanwhile.
+
+        That may take hours: 202 says that it goes on, and who asks again waits again for the same repair.
+        """
         administrator(access)
         name = name_in(request)
         if self._node(name).status is Status.RUNNING:
             raise Refusal(
                 Code.CONFLICT, f"{name} is running, and mends itself what it finds. Take it offline first to have all of it read."
             )
-        try:
-            repaired: m.Repaired = await self._peers.ask(name, m.RepairSelf(), REPAIR_S)
-        except (PeerUnreachable, DeadlineExceeded) as error:
-            raise Refusal(Code.NOT_RUNNING, f"{name} cannot be reached: {error}. Start it, and try again.", retry_after_s=5.0) from error
+        repairing = self._repairing.get(name)
+        if repairing is None or repairing.is_old:
+            repairing = self._repairing[name] = _Repairing(self._clock, self._peers.ask(name, m.RepairSelf(), REPAIR_S))
+        await repairing.wait(ANSWER_S)
+        repaired: Any = repairing.outcome
+        if repaired is None:
+            access.detail = f"{name}: under way"
+            return Answer(status=202, value={"name": name, "under_way": True})
+        self._repairing.pop(name, None)
+        if isinstance(repaired, Failure):
+            if not repaired.check(PeerUnreachable, DeadlineExceeded):
+                repaired.raiseException()
+            why = repaired.getErrorMessage()
+            raise Refusal(Code.NOT_RUNNING, f"{name} cannot be reached: {why}. Start it, and try again.", retry_after_s=5.0)
         access.detail = f"{name}: {repaired.checked} checked, {repaired.fetched} fetched, {len(repaired.lost)} lost"
         return Answer(
             status=200,
             value={
                 "name": name,
+                "under_way": False,
                 "checked": repaired.checked,
                 "fetched": repaired.fetched,
                 "lost": [str(file) for file in repaired.lost],

@@ -22,7 +22,7 @@ from securifile.protocol.connection import PeerIdentity
 from securifile.sql.sqlite import SqliteDatabase
 from securifile.world import World as Surroundings
 from tests.admin.catalogues import PASSWORD, World
-from tests.http.connections import Answer, Server
+from tests.http.connections import Answer, Connection, Server
 
 OPERATOR = "operators-key"
 
@@ -34,7 +34,7 @@ class AnsweringNode:
         self.identity = PeerIdentity(cluster="test", kind=ServerKind.NODE, name=name)
         self.boot = ""
         self.lease = m.LeaseAnswer(granted=True)
-        self.repaired: m.Repaired | None = None
+        self.repaired: m.Repaired | Exception | Deferred[m.Repaired] = PeerUnreachable("it hung up")
         self.asked: list[Any] = []
         self._admin = admin
 
@@ -44,7 +44,9 @@ class AnsweringNode:
         if isinstance(message, m.LeaseLook):
             return succeed(self.lease)
         if isinstance(message, m.RepairSelf):
-            return fail(PeerUnreachable("it hung up")) if self.repaired is None else succeed(self.repaired)
+            if isinstance(self.repaired, Exception):
+                return fail(self.repaired)
+            return self.repaired if isinstance(self.repaired, Deferred) else succeed(self.repaired)
         if isinstance(message, m.Heartbeat):
             return succeed(m.HeartbeatAnswer(position=message.position, held_for=Status.RUNNING))
         return succeed(m.Done())
@@ -112,11 +114,15 @@ class AskedByHttp:
         )
         await self.world.catalogue.files.commit(await self.world.upload(path, copies=listed), listed[0].node)
 
-    def ask(self, line: str, by: str | None = None) -> Answer:
-        """Ask as a person, or as the operator."""
+    def begin(self, line: str, by: str | None = None) -> Connection:
+        """Begin to ask, as a person or as the operator."""
         basic = base64.b64encode(f"{by}:{PASSWORD}".encode()).decode()
         authorization = f"Basic {basic}" if by else f"Bearer {OPERATOR}"
-        connection = self.server.connect().request(line, f"Authorization: {authorization}")
+        return self.server.connect().request(line, f"Authorization: {authorization}")
+
+    def ask(self, line: str, by: str | None = None) -> Answer:
+        """Ask and have the answer."""
+        connection = self.begin(line, by)
         for _ in range(10):
             # Who was put out, and cannot be told, is waited for until it has fallen silent by itself.
             if not connection.raw:

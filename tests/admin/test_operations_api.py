@@ -9,6 +9,8 @@ import pytest
 import pytest_twisted
 from twisted.internet.defer import Deferred
 
+from securifile.admin.operations_api import ANSWER_S
+from securifile.model.errors import PeerUnreachable
 from securifile.model.servers import Status
 from securifile.protocol import messages as m
 from tests.admin.asked_by_http import AskedByHttp
@@ -63,10 +65,37 @@ def test_repair(asked: AskedByHttp) -> None:
     asked.told("POST /api/v1/servers/n1/offline")
     lost = asked.world.id()
     asked.nodes["n1"].repaired = m.Repaired(checked=7, fetched=2, lost=(lost,))
-    assert asked.told("POST /api/v1/servers/n1/repair") == {"name": "n1", "checked": 7, "fetched": 2, "lost": [str(lost)]}
-    asked.nodes["n1"].repaired = None
+    assert asked.told("POST /api/v1/servers/n1/repair") == {
+        "name": "n1",
+        "under_way": False,
+        "checked": 7,
+        "fetched": 2,
+        "lost": [str(lost)],
+    }
+    asked.nodes["n1"].repaired = PeerUnreachable("it hung up")
     gone = asked.ask("POST /api/v1/servers/n1/repair")
     assert (gone.status, gone.code) == (503, "not-running")
+
+
+def test_a_long_repair_is_waited_for_in_turns(asked: AskedByHttp) -> None:
+    """One that takes longer than a request may is told to be under way; asking again waits for the same one, and gets what came of it."""
+    asked.told("POST /api/v1/servers/n1/offline")
+    repaired: Deferred[m.Repaired] = Deferred()
+    asked.nodes["n1"].repaired = repaired
+    for _ in range(2):
+        waiting = asked.begin("POST /api/v1/servers/n1/repair")
+        asked.clock.advance(ANSWER_S)
+        assert (waiting.answer().status, json.loads(waiting.answer().content)) == (202, {"name": "n1", "under_way": True})
+    # It ends while nobody waits.
+    repaired.callback(m.Repaired(checked=7, fetched=2, lost=()))
+    assert asked.told("POST /api/v1/servers/n1/repair")["checked"] == 7
+    assert sum(isinstance(message, m.RepairSelf) for message in asked.nodes["n1"].asked) == 1
+    # What came of it is told once, and not for ever: then the same request means another repair.
+    again: Deferred[m.Repaired] = Deferred()
+    asked.nodes["n1"].repaired = again
+    waiting = asked.begin("POST /api/v1/servers/n1/repair")
+    again.callback(m.Repaired(checked=8, fetched=0, lost=()))
+    assert json.loads(waiting.answer().content)["checked"] == 8
 
 
 @pytest_twisted.ensureDeferred
