@@ -137,9 +137,13 @@ class Index:
             return
         if epoch != self.position.epoch or fresh[0].revision != self.position.revision + 1:
             raise ValueError(f"the feed goes on at {epoch}.{fresh[0].revision}, and the index is at {self.position}")
-        reached = Position(epoch, fresh[-1].revision)
+        start, reached = self.position, Position(epoch, fresh[-1].revision)
 
         async def write(sql: Any) -> list[f.Fact]:
+            # While this waited for its turn to write, another delivery or a snapshot may have moved the watermark.
+            known = await self._watermark(sql)
+            if known != start:
+                raise ValueError(f"the feed was to go on at {start}, and the index is at {known} meanwhile")
             applied: list[f.Fact] = []
             stamped = bool(await sql.query("SELECT 1 FROM stamps LIMIT 1"))
             for change in fresh:
@@ -176,7 +180,11 @@ class Index:
     async def _take_turns(self) -> None:
         """Apply the announced changes whose turn it is."""
         while (following := self._ahead.pop(self.position.revision + 1, None)) is not None:
-            await self._apply(self.position.epoch, [following])
+            try:
+                await self._apply(self.position.epoch, [following])
+            except ValueError:
+                # Another delivery or a snapshot was faster, and brought it.
+                return
 
     async def _overtake(self, position: Position, facts: tuple[f.Fact, ...]) -> bool:
         """Apply an announced change before its turn, if all of it can be."""
@@ -236,19 +244,30 @@ class Index:
             f.ServerGone(name=name) for (name,) in await self.sql.query("SELECT name FROM servers ORDER BY name") if name not in members
         ]
 
-        async def write(sql: Any) -> None:
+        async def write(sql: Any) -> bool:
+            # While it waited for its turn to write, the feed may have gone on.
+            if position < await self._watermark(sql):
+                return False
             for table in (*FACT_TABLE_NAMES, "stamps"):
                 await sql.execute(f"DELETE FROM {table}")
             for fact in every:
                 await apply_fact(sql, fact)
             await sql.execute(_WATERMARK, {**attrs.asdict(position), "marked": position.revision, "mark": mark})
+            return True
 
-        await self._database.transact("take a snapshot", write)
+        if not await self._database.transact("take a snapshot", write):
+            self._log.info("a snapshot at {position} comes late", position=str(position))
+            return
         self.marked, self.mark = position.revision, mark
         self.snapshots += 1
         self._recent.clear()
         self._ahead.clear()
         self._moved(position, [*gone, *every])
+
+    async def _watermark(self, sql: Any) -> Position:
+        """How far the index is on the disk, within a transaction."""
+        rows = await sql.query("SELECT epoch, revision FROM watermark")
+        return Position(*rows[0])
 
     async def _place_taken(self, fact: f.File) -> bool:
         """Whether another entry is where this file will be: a change that the feed has yet to bring deleted or moved it."""

@@ -467,3 +467,32 @@ def test_who_is_no_member_in_a_snapshot_is_gone_for_listeners_too() -> None:
     index.listen(heard.append)
     now(index.replace(Position(EPOCH, 50), [stayed]))
     assert heard == [f.ServerGone(name="left"), stayed]
+
+
+def test_who_waited_to_write_looks_again() -> None:
+    """Two deliveries of the same changes that wait for one another are applied once; an older snapshot that waited is not taken."""
+    past = history(Random(5), 8)
+    database = SqliteDatabase(None)
+    index = new_index(database)
+    late = fed(past.changes[:2])
+    snapshot = now(every_fact(late.sql))
+    held: Deferred[None] = Deferred()
+
+    async def hold(sql: Any) -> None:
+        await held
+
+    holding = database.transact("hold", hold)
+    outcomes: list[Any] = []
+    for delivery in (
+        index.apply_changes(EPOCH, past.changes[:5]),
+        index.apply_changes(EPOCH, past.changes[:3]),
+        index.announced(Position(EPOCH, 1), past.changes[0].facts),
+        index.replace(late.position, snapshot),
+    ):
+        Deferred.fromCoroutine(delivery).addBoth(outcomes.append)
+    assert outcomes == []
+    held.callback(None)
+    assert holding.called
+    assert sorted(type(getattr(outcome, "value", outcome)).__name__ for outcome in outcomes) == ["NoneType", "NoneType", "ValueError", "bool"]
+    assert index.position == Position(EPOCH, 5)
+    assert tables(index) == tables(fed(past.changes[:5]))
