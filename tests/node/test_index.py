@@ -493,6 +493,11 @@ def test_who_waited_to_write_looks_again() -> None:
     assert outcomes == []
     held.callback(None)
     assert holding.called
-    assert sorted(type(getattr(outcome, "value", outcome)).__name__ for outcome in outcomes) == ["NoneType", "NoneType", "ValueError", "bool"]
+    assert sorted(type(getattr(outcome, "value", outcome)).__name__ for outcome in outcomes) == [
+        "NoneType",
+        "NoneType",
+        "ValueError",
+        "bool",
+    ]
     assert index.position == Position(EPOCH, 5)
     assert tables(index) == tables(fed(past.changes[:5]))
