@@ -78,6 +78,8 @@ class Cluster:
         self._measuring: Deferred[None] = succeed(None)
         self._asking: Deferred[None] = succeed(None)
         self._refusing: str | None = "starting"
+        self._removed = False
+        """Whether the cluster has removed this node."""
         self._introduced: list[Server] = []
         self.roster = Roster()
         self.granter = Granter(clock)
@@ -180,7 +182,8 @@ class Cluster:
             return Standing(serves=False, reason=f"this node is {self._refusing}")
         own = self.roster.servers.get(self._name)
         if own is None:
-            return Standing(serves=False, reason="this node is not a member of the cluster (yet)")
+            why = "was removed from the cluster" if self._removed else "is not a member of the cluster (yet)"
+            return Standing(serves=False, reason=f"this node {why}")
         if own.status is not Status.RUNNING:
             return Standing(serves=False, reason=f"the cluster holds this node for {own.status}")
         if own.boot != self._boot:
@@ -293,13 +296,26 @@ class Cluster:
         match fact:
             case Server():
                 self._connect(fact)
+                if fact.name == self._name:
+                    self._removed = False
                 changed = before is None or (before.status, before.boot) != (fact.status, fact.boot)
                 if changed and fact.name == self._name:
                     self._admitted = self._index.position
-                    self._log.info("the cluster holds this node for {status}", status=fact.status)
+                    self._log.info(
+                        "the cluster holds this node for {after} now, was {before}",
+                        after=fact.status,
+                        before="no member" if before is None else before.status,
+                    )
                 elif changed:
                     self.heartbeats.cluster_holds(fact.name, fact.status)
             case ServerGone():
+                if fact.name == self._name and not self._removed:
+                    self._removed = True
+                    self._log.critical(
+                        "this node, {node}, was removed from the cluster: it serves nobody any more. Stop it; to use the machine again,"
+                        " join under a new invitation with an empty data folder",
+                        node=self._name,
+                    )
                 link = self._links.pop(fact.name, None)
                 if link is not None:
                     link.stop()

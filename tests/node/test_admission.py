@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
+from twisted.logger import globalLogPublisher
 
 from securifile.audit.memory import MemoryAudit
 from securifile.model import facts as f
@@ -53,6 +56,21 @@ class World:
         outcome: list[Any] = []
         Deferred.fromCoroutine(self.cluster.admit()).addBoth(outcome.append)
         return outcome
+
+
+@contextmanager
+def capturing(seen: list[Any]) -> Iterator[None]:
+    """Keep what the code of nodes logs meanwhile."""
+
+    def keep(event: Any) -> None:
+        if event["log_namespace"].startswith("securifile.node."):
+            seen.append(event)
+
+    globalLogPublisher.addObserver(keep)
+    try:
+        yield
+    finally:
+        globalLogPublisher.removeObserver(keep)
 
 
 def server(status: Status) -> f.Server:
@@ -122,3 +140,14 @@ def test_an_address_that_is_none_stops_nothing() -> None:
     run_now(world.index.apply_changes(1, [f.Change(revision=1, facts=(other, server(Status.DOWN)))]))
     assert world.cluster.roster.nodes == ["n1", "n2"]
     assert world.cluster.roster.running == []
+
+
+def test_a_node_that_was_removed_says_so() -> None:
+    """To people whom it refuses, and once in its log."""
+    world = World()
+    gone = f.ServerGone(name="n1")
+    seen: list[Any] = []
+    with capturing(seen):
+        run_now(world.index.apply_changes(1, [f.Change(revision=1, facts=(gone,)), f.Change(revision=2, facts=(gone,))]))
+    assert world.cluster.standing().reason == "this node was removed from the cluster"
+    assert [event["log_format"].split(":")[0] for event in seen] == ["this node, {node}, was removed from the cluster"]
