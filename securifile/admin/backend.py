@@ -16,6 +16,7 @@ from securifile.admin.catalogue import Catalogue
 from securifile.admin.followers import Followers
 from securifile.admin.ledger import Entered
 from securifile.admin.peers import Peers
+from securifile.admin.reconciliation import Reconciling
 from securifile.admin.watch import Watch
 from securifile.certificates.authority import Authority, BadSigningRequest
 from securifile.certificates.identity import leaf_key
@@ -82,6 +83,10 @@ class AdminBackend:
         for fact in change.facts:
             self._spreading.learn(fact)
 
+    def require_reconciled(self) -> None:
+        """Raise `Refusal` while the catalogue may know rights that were taken away since."""
+        self._catalogue.ledger.require_reconciled()
+
     # --- for people: see `Backend` ---
 
     async def admit(self) -> None:
@@ -116,6 +121,8 @@ class AdminBackend:
 
     async def check_password(self, asked: m.CheckPassword) -> m.PasswordChecked:
         """See `Backend`."""
+        # A password that was changed since must not open anything again.
+        self._catalogue.ledger.require_reconciled()
         person = await self.asking(self._catalogue.people.check_password(asked.username, asked.password, asked.peer))
         return m.PasswordChecked(username=person.username, credentials=person.credentials)
 
@@ -208,6 +215,7 @@ class NodeHandlers:
         followers: Followers,
         watch: Watch,
         authority: Authority,
+        reconciling: Reconciling,
     ) -> None:
         self._wall = wall
         self._catalogue = catalogue
@@ -215,6 +223,7 @@ class NodeHandlers:
         self._followers = followers
         self._watch = watch
         self._authority = authority
+        self._reconciling = reconciling
 
     @property
     def handlers(self) -> Handlers:
@@ -224,6 +233,7 @@ class NodeHandlers:
         return {
             m.Heartbeat: self._watch.heartbeat,
             m.Follow: self._answering(self._follow),
+            m.HandIn: self._answering(lambda peer, asked: self._reconciling.take(peer.identity.name, asked)),
             m.Commit: self._answering(lambda peer, asked: files.commit(asked, peer.identity.name)),
             m.OutcomeAsk: self._answering(lambda peer, asked: files.outcome(asked.attempt, asked.abandon)),
             m.KeyAsk: self._answering(lambda peer, asked: files.by_key(asked)),

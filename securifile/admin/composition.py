@@ -20,6 +20,8 @@ from securifile.admin.duties import TURN_S, Duty
 from securifile.admin.followers import Followers
 from securifile.admin.operator import OperatorAuthenticator
 from securifile.admin.peers import Peers
+from securifile.admin.reconciliation import ROUND_S as RECONCILING_S
+from securifile.admin.reconciliation import Reconciling
 from securifile.admin.repair import ROUND_S as REPAIR_ROUND_S
 from securifile.admin.repair import Repair
 from securifile.admin.watch import KEEP_S, Watch
@@ -92,11 +94,23 @@ class Admin:
             audit=audit,
             random=world.random,
         )
-        self.followers = Followers(clock=clock, ledger=ledger, roster=roster, readdress=catalogue.members.readdress)
-        self.nodes = NodeHandlers(
-            wall=wall, catalogue=catalogue, backend=self.backend, followers=self.followers, watch=self.watch, authority=authority
+        ledger.waits_for_nodes = self.watch.waits_for_nodes
+        self.reconciling = Reconciling(ledger=ledger, duty=self.duty)
+        self.followers = Followers(
+            clock=clock, ledger=ledger, roster=roster, readdress=catalogue.members.readdress, reconciling=self.reconciling
         )
-        self.authenticator = OperatorAuthenticator(self.backend, BasicCache(clock, world.random), me.operator_token)
+        self.nodes = NodeHandlers(
+            wall=wall,
+            catalogue=catalogue,
+            backend=self.backend,
+            followers=self.followers,
+            watch=self.watch,
+            authority=authority,
+            reconciling=self.reconciling,
+        )
+        self.authenticator = OperatorAuthenticator(
+            self.backend, BasicCache(clock, world.random), me.operator_token, self.backend.require_reconciled
+        )
         self.lookup = Lookup(self.backend)
         self._pool = BulkPool(clock=clock, connector=world.connector, here=self.identity, locate=self._locate, identify=world.identify)
         self._transfers = Transfers(clock=clock, interval_s=lambda: roster.settings.heartbeat_interval_s, serves=self._why_silent)
@@ -130,6 +144,7 @@ class Admin:
                 Chore(name="forgetting expired sessions", pause_s=TIDY_S, work=catalogue.people.forget_expired_sessions),
                 Chore(name="trimming the feed", pause_s=TIDY_S, work=self._if_ours(self._trim)),
                 Chore(name="forgetting checks", pause_s=TIDY_S, work=catalogue.checks.forget_some),
+                Chore(name="reconciling", pause_s=RECONCILING_S, work=self.reconciling.round),
                 Chore(name="planning repairs", pause_s=REPAIR_ROUND_S, work=self._if_ours(self.repair.round)),
             ],
         )
@@ -147,6 +162,9 @@ class Admin:
     def is_member(self, identity: PeerIdentity) -> bool:
         """Whether that server may connect now. Only nodes do: admin servers meet in the database."""
         roster = self.catalogue.roster
+        if self.catalogue.ledger.rebuilding and identity.kind is ServerKind.NODE:
+            # Who is a member only the nodes know; the administrator looks at who has come before it counts.
+            return identity.cluster == roster.cluster
         server = roster.servers.get(identity.name)
         return server is not None and identity.kind is ServerKind.NODE is server.kind and identity.cluster == roster.cluster
 

@@ -21,6 +21,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from securifile.admin.ledger import Ledger
+from securifile.admin.reconciliation import Reconciling
 from securifile.model.errors import DatabaseUnavailable, DeadlineExceeded, PeerUnreachable, Refusal
 from securifile.model.facts import Change, Fact
 from securifile.model.ids import Position
@@ -54,6 +55,10 @@ class Follower:
     running: Deferred[None] | None = None
     news: Deferred[None] | None = None
     """Waited for while there is nothing to send."""
+    in_epoch: int = 0
+    """That of the catalogue when it began to follow."""
+    compares: bool = False
+    """It was sent a snapshot to compare, and has not handed in everything yet."""
 
     def wake(self) -> None:
         """There is something to send."""
@@ -74,12 +79,17 @@ class Followers:
         ledger: Ledger,
         roster: Roster,
         readdress: Callable[[str, str, str], Awaitable[Any]],
+        reconciling: Reconciling,
         recent_max: int = RECENT_MAX,
     ) -> None:
         """Args:
         readdress: writes down that a node, by name, is reached at this URL and protocol address now.
+        reconciling: takes what a node knows that the catalogue lost.
         recent_max: changes kept in memory.
         """
+        self._reconciling = reconciling
+        reconciling.watch(self._handed_in)
+        ledger.on_renewal(self._anew)
         self._clock = clock
         self._ledger = ledger
         self._roster = roster
@@ -100,13 +110,17 @@ class Followers:
         if known is not None and (known.url, known.protocol_address) != (asked.url, asked.protocol_address):
             await self._readdress(name, asked.url, asked.protocol_address)
         if asked.position > self._ledger.position:
-            await self._ledger.begin_epoch(asked.position)
-            self._wake()
-        goes_on = await self._ledger.can_continue(asked.position)
+            await self._ledger.catch_up()
+        shares = await self._ledger.shares(asked.position, asked.mark, asked.marked)
+        if not shares and asked.position.epoch >= self._ledger.position.epoch:
+            await self._ledger.diverged(asked.position)
+        if shares and not self._ledger.reconciled:
+            await self._reconciling.nothing_beyond(name, asked.position)
+        goes_on = shares and self._ledger.reconciled and await self._ledger.can_continue(asked.position)
         self.lost(name)
         follower = Follower(peer, asked.position)
         self._followers[name] = follower
-        follower.running = Deferred.fromCoroutine(self._feed(follower, not goes_on))
+        follower.running = Deferred.fromCoroutine(self._feed(follower, not goes_on, not shares))
         follower.running.addErrback(self._ended, follower)
         peer.when_lost().addCallback(lambda _: self._forget(follower))
         self._log.info(
@@ -150,9 +164,37 @@ class Followers:
         for follower in list(self._followers.values()):
             follower.wake()
 
-    async def _feed(self, follower: Follower, snapshot: bool) -> None:
+    async def _anew(self) -> None:
+        """Another epoch has begun, or is reconciled: what a follower was told may not be so any more. It follows again."""
+        self._recent.clear()
+        for follower in list(self._followers.values()):
+            if follower.in_epoch != self._ledger.position.epoch or self._ledger.reconciled:
+                follower.wake()
+            if follower.in_epoch != self._ledger.position.epoch:
+                self._forget(follower)
+                follower.peer.close("another epoch of the catalogue has begun")
+
+    def _handed_in(self, name: str) -> None:
+        follower = self._followers.get(name)
+        if follower is not None:
+            follower.compares = False
+            follower.wake()
+
+    async def _wait(self, follower: Follower) -> None:
+        follower.news = Deferred()
+        await follower.news
+
+    async def _feed(self, follower: Follower, snapshot: bool, compare: bool) -> None:
+        follower.in_epoch = self._ledger.position.epoch
+        follower.compares = compare
         while True:
             try:
+                if compare:
+                    await self._send_snapshot(follower, compare=True)
+                    compare = False
+                while follower.compares or not self._ledger.reconciled:
+                    # The index keeps what it knows until nothing of it is needed any more.
+                    await self._wait(follower)
                 if snapshot:
                     await self._send_snapshot(follower)
                     snapshot = False
@@ -161,8 +203,7 @@ class Followers:
                     await self._send(follower, m.Changes(epoch=follower.position.epoch, changes=tuple(changes)))
                     follower.position = Position(follower.position.epoch, changes[-1].revision)
                 elif follower.position >= self._ledger.position:
-                    follower.news = Deferred()
-                    await follower.news
+                    await self._wait(follower)
                 else:
                     # What follows was trimmed, or is of another epoch.
                     snapshot = True
@@ -170,12 +211,14 @@ class Followers:
                 self._log.warn("{node} waits for the feed: {problem}", node=follower.peer.identity.name, problem=str(error))
                 await deferLater(self._clock, AGAIN_S)
 
-    async def _send_snapshot(self, follower: Follower) -> None:
-        position, facts = await self._ledger.snapshot()
+    async def _send_snapshot(self, follower: Follower, *, compare: bool = False) -> None:
+        position, mark, facts = await self._ledger.marked_snapshot()
         parts = list(_parts(facts)) or [()]
         for number, part in enumerate(parts, 1):
-            await self._send(follower, m.SnapshotPart(position=position, facts=part, last=number == len(parts)))
-        follower.position = position
+            last = number == len(parts)
+            await self._send(follower, m.SnapshotPart(position=position, facts=part, last=last, mark=mark, compare=compare))
+        if not compare:
+            follower.position = position
 
     async def _send(self, follower: Follower, message: Any) -> None:
         try:

@@ -111,6 +111,8 @@ class Ledger:
         """Why people may not change anything yet: how far the nodes are is not known. None: they may."""
         self.reconciled = True
         """Whether the present epoch is, as far as is known here."""
+        self.rebuilding = False
+        """Whether all of the catalogue is being made anew from the nodes."""
 
     def listen(self, listener: Listener) -> None:
         """Call `listener` after each commit made here, in order of revision."""
@@ -120,33 +122,34 @@ class Ledger:
         """Call `renew` when another epoch has begun: what was learnt from changes may not be so any more."""
         self._on_renewal.append(renew)
 
-    def open(self, system_identifier: str) -> Deferred[Position]:
+    def open(self, system_identifier: str, *, rebuild: bool = False) -> Deferred[Position]:
         """Find out, or draw, the epoch; to be called once before anything else.
 
         Args:
             system_identifier: names the database's present life: PostgreSQL's system identifier and timeline. When it is
                 not the one of last time, the database may have gone back in time and a new epoch begins.
+            rebuild: an empty database is to be filled by the nodes.
         """
-        return Deferred.fromCoroutine(self._open(system_identifier))
+        return Deferred.fromCoroutine(self._open(system_identifier, rebuild))
 
-    async def _open(self, system_identifier: str) -> Position:
-        async def begin(sql: Any) -> tuple[Position, bool]:
-            rows = await sql.query("SELECT epoch, revision, system_identifier, reconciled FROM cluster FOR UPDATE")
+    async def _open(self, system_identifier: str, rebuild: bool) -> Position:
+        async def begin(sql: Any) -> tuple[Position, bool, bool]:
+            rows = await sql.query("SELECT epoch, revision, system_identifier, reconciled, rebuilding FROM cluster FOR UPDATE")
             if not rows:
                 await sql.execute(
-                    "INSERT INTO cluster (one, epoch, revision, system_identifier, began, reconciled, mark)"
-                    " VALUES (1, 1, 0, :id, 0, :yes, :none)",
-                    {"id": system_identifier, "yes": True, "none": b""},
+                    "INSERT INTO cluster (one, epoch, revision, system_identifier, began, reconciled, rebuilding, mark)"
+                    " VALUES (1, 1, 0, :id, 0, :reconciled, :rebuilding, :none)",
+                    {"id": system_identifier, "reconciled": not rebuild, "rebuilding": rebuild, "none": b""},
                 )
-                return Position(1, 0), True
-            epoch, revision, known_identifier, reconciled = rows[0]
+                return Position(1, 0), not rebuild, rebuild
+            epoch, revision, known_identifier, reconciled, rebuilding = rows[0]
             if known_identifier == system_identifier:
-                return Position(epoch, revision), bool(reconciled)
+                return Position(epoch, revision), bool(reconciled), bool(rebuilding)
             await sql.execute("UPDATE cluster SET system_identifier = :id", {"id": system_identifier})
-            return await self._new_epoch(sql, Position(epoch, revision), epoch + 1)
+            return *await self._new_epoch(sql, Position(epoch, revision), epoch + 1), bool(rebuilding)
 
         before = self._told
-        self._told, self.reconciled = await self.database.transact("open the ledger", begin)
+        self._told, self.reconciled, self.rebuilding = await self.database.transact("open the ledger", begin)
         self._identifier = system_identifier
         self._waiting.clear()
         if not self.reconciled:
@@ -158,7 +161,8 @@ class Ledger:
     async def _new_epoch(self, sql: Any, known: Position, epoch: int) -> tuple[Position, bool]:
         """Begin it; whether it is reconciled, because there are no nodes that could know more."""
         rows = await sql.query("SELECT count(*) FROM servers WHERE kind = 'node'")
-        reconciled = not rows[0][0]
+        ((rebuilding,),) = await sql.query("SELECT rebuilding FROM cluster")
+        reconciled = not rows[0][0] and not rebuilding
         await sql.execute(
             "UPDATE cluster SET epoch = :epoch, began = revision, reconciled = :reconciled", {"epoch": epoch, "reconciled": reconciled}
         )
@@ -299,7 +303,13 @@ class Ledger:
         """Tell listeners of commits whose answer was lost, or that another admin server made; join in an epoch that was begun."""
         while True:
             known = self._told
-            (epoch, revision, began, self.reconciled), missed = await self._look(known)
+            identifier, (epoch, revision, began, reconciled, self.rebuilding), missed = await self._look(known)
+            if identifier is not None and self._identifier is not None and identifier != self._identifier:
+                await self._open(identifier, rebuild=False)
+                continue
+            was_reconciled, self.reconciled = self.reconciled, reconciled
+            if was_reconciled != reconciled and epoch == known.epoch:
+                await self._renew()
             if epoch < known.epoch or (epoch == known.epoch and revision < known.revision):
                 await self._begin_epoch(known)
                 return
@@ -315,13 +325,14 @@ class Ledger:
             if len(missed) < CATCH_UP_MAX:
                 return
 
-    async def _look(self, known: Position) -> tuple[tuple[int, int, int, bool], list[Change]]:
-        async def ask(sql: Any) -> tuple[tuple[int, int, int, bool], list[Change]]:
-            ((epoch, revision, began, reconciled),) = await sql.query("SELECT epoch, revision, began, reconciled FROM cluster")
+    async def _look(self, known: Position) -> tuple[str | None, tuple[int, int, int, bool, bool], list[Change]]:
+        async def ask(sql: Any) -> tuple[str | None, tuple[int, int, int, bool, bool], list[Change]]:
+            rows = await sql.query("SELECT epoch, revision, began, reconciled, rebuilding FROM cluster")
+            epoch, revision, began, reconciled, rebuilding = rows[0]
             missed = await _changes(sql, known, CATCH_UP_MAX) if epoch == known.epoch and revision > known.revision else []
-            return (epoch, revision, began, bool(reconciled)), missed
+            return getattr(sql, "history", None), (epoch, revision, began, bool(reconciled), bool(rebuilding)), missed
 
-        found: tuple[tuple[int, int, int, bool], list[Change]] = await self.database.read(ask)
+        found: tuple[str | None, tuple[int, int, int, bool, bool], list[Change]] = await self.database.read(ask)
         return found
 
     async def begin_epoch(self, beyond: Position) -> Position:
@@ -395,15 +406,6 @@ class Ledger:
         shared: bool = await self.database.read(ask)
         return shared
 
-    async def newest_mark(self) -> bytes:
-        """The mark of the last change."""
-
-        async def ask(sql: Any) -> bytes:
-            return bytes((await sql.query("SELECT mark FROM cluster"))[0][0])
-
-        found: bytes = await self.database.read(ask)
-        return found
-
     async def changes_after(self, position: Position, limit: int) -> list[Change]:
         """Up to `limit` changes after `position`, in order and without a gap."""
         found: list[Change] = await self.database.read(lambda sql: _changes(sql, position, limit))
@@ -426,12 +428,17 @@ class Ledger:
 
     async def snapshot(self) -> tuple[Position, list[Fact]]:
         """Everything there is, at one position."""
+        position, _, facts = await self.marked_snapshot()
+        return position, facts
 
-        async def ask(sql: Any) -> tuple[Position, list[Fact]]:
-            rows = await sql.query("SELECT epoch, revision FROM cluster")
-            return Position(*rows[0]), await every_fact(sql)
+    async def marked_snapshot(self) -> tuple[Position, bytes, list[Fact]]:
+        """The same, with the mark of the last change before it."""
 
-        found: tuple[Position, list[Fact]] = await self.database.read(ask)
+        async def ask(sql: Any) -> tuple[Position, bytes, list[Fact]]:
+            ((epoch, revision, mark),) = await sql.query("SELECT epoch, revision, mark FROM cluster")
+            return Position(epoch, revision), bytes(mark), await every_fact(sql)
+
+        found: tuple[Position, bytes, list[Fact]] = await self.database.read(ask)
         return found
 
     async def trim(self, kept: int) -> None:

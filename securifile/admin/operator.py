@@ -6,6 +6,7 @@ any, no account that another server would know.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from hmac import compare_digest
 
 from securifile.http.authentication import Authenticator, Caller
@@ -30,8 +31,12 @@ OPERATOR = Person(
 class OperatorAuthenticator(Authenticator):
     """Knows the operator's key too."""
 
-    def __init__(self, backend: Backend, cache: BasicCache, operator_token: str) -> None:
+    def __init__(self, backend: Backend, cache: BasicCache, operator_token: str, must_know_rights: Callable[[], None]) -> None:
+        """Args:
+        must_know_rights: raises `Refusal` while the catalogue's rights cannot be trusted; the operator's own can.
+        """
         super().__init__(backend, cache)
+        self._must_know_rights = must_know_rights
         self._operator_hash = token_hash(operator_token)
 
     async def caller(self, request: Request) -> Caller:
@@ -40,8 +45,12 @@ class OperatorAuthenticator(Authenticator):
             credentials = parse_authorization(request.header("authorization"))
             if isinstance(credentials, BearerToken) and compare_digest(token_hash(credentials.token), self._operator_hash):
                 return Caller(person=OPERATOR)
+        self._must_know_rights()
         return await super().caller(request)
 
     async def again(self, caller: Caller) -> Caller:
         """See `Authenticator.again`."""
-        return caller if caller.person is OPERATOR else await super().again(caller)
+        if caller.person is OPERATOR:
+            return caller
+        self._must_know_rights()
+        return await super().again(caller)

@@ -20,6 +20,7 @@ FIRST = (
         system_identifier {text} NOT NULL,
         began BIGINT NOT NULL,
         reconciled BOOLEAN NOT NULL,
+        rebuilding BOOLEAN NOT NULL,
         mark {bytes} NOT NULL)""",
     # Revisions go on from epoch to epoch.
     """CREATE TABLE changes (
@@ -29,6 +30,20 @@ FIRST = (
         body {bytes} NOT NULL,
         PRIMARY KEY (epoch, revision))""",
     "CREATE INDEX change_by_revision ON changes (revision)",
+    # What nodes know that the catalogue lost; with `why` it was left to the administrator. See reconciliation.py.
+    """CREATE TABLE handed_in (
+        epoch BIGINT NOT NULL,
+        node {text} NOT NULL,
+        at_epoch BIGINT NOT NULL,
+        at_revision BIGINT NOT NULL,
+        PRIMARY KEY (epoch, node))""",
+    """CREATE TABLE claims (
+        epoch BIGINT NOT NULL,
+        node {text} NOT NULL,
+        number BIGINT NOT NULL,
+        body {bytes} NOT NULL,
+        why {text},
+        PRIMARY KEY (epoch, node, number))""",
     # What only one admin server does at a time; see duties.py.
     """CREATE TABLE duties (
         name {text} PRIMARY KEY,

@@ -78,6 +78,9 @@ class Watch:
         """Monotonic seconds of each node's last heartbeat."""
         self._opinions: dict[str, dict[str, Status]] = {}
         self._seen: dict[str, Seen] = {}
+        self._compared: set[str] = set()
+        """Nodes that have told this process that they are not beyond the catalogue."""
+        self._knows_nodes = False
         self._boots: dict[str, str] = {}
         """The life of each node's process: the one that was first heard last."""
         self._lives: dict[str, deque[str]] = {}
@@ -101,7 +104,7 @@ class Watch:
             roster=catalogue.roster,
             subjects=lambda: catalogue.roster.nodes,
             ask=peers.ask,
-            compose=lambda: m.Heartbeat(position=catalogue.ledger.position, judgements=self.heartbeats.judgements),
+            compose=lambda: m.Heartbeat(position=self.position, judgements=self.heartbeats.judgements),
             judged=self._judged,
         )
         self.rejoins = Rejoins(
@@ -150,6 +153,33 @@ class Watch:
         """Seconds since a node's last heartbeat; None when there was none."""
         heard = self._heard.get(name)
         return None if heard is None else self._clock.seconds() - heard
+
+    @property
+    def position(self) -> Position:
+        """Where nodes have to be, to serve: nowhere, while the catalogue knows less than they do."""
+        ledger = self._catalogue.ledger
+        return ledger.position if ledger.reconciled else BEGINNING
+
+    def waits_for_nodes(self) -> str | None:
+        """Why people may change nothing yet: less than half of the nodes have told this process how far they are.
+
+        A commit is answered only when more than half of the nodes know it. So of any such half one knows the last commit, and if the
+        catalogue went back in time, that is found out before anything new takes the place of what was lost.
+        """
+        nodes = self._catalogue.roster.nodes
+        if not nodes or len(self._compared & set(nodes)) * 2 > len(nodes):
+            self._knows_nodes = True
+        if self._knows_nodes:
+            return None
+        told = ", ".join(sorted(self._compared)) or "none"
+        return f"after its start this server waits until more than half of the nodes have told how far they are ({told} so far)"
+
+    def _compare(self, name: str, position: Position) -> None:
+        if position <= self._catalogue.ledger.position:
+            self._compared.add(name)
+        elif self._catalogue.ledger.reconciled:
+            # Another admin server has committed it, or it is lost; the node's index will tell when it follows.
+            self._catalogue.ledger.hear_news()
 
     @property
     def hears(self) -> bool:
@@ -220,11 +250,12 @@ class Watch:
         if self.is_superseded(name, message.boot):
             self._peers.set_aside(peer)
             self._double(name)
-            return m.HeartbeatAnswer(position=self._catalogue.ledger.position, held_for=Status.DOWN, wall=self._wall())
+            return m.HeartbeatAnswer(position=self.position, held_for=Status.DOWN, wall=self._wall())
         lives = self._lives.setdefault(name, deque(maxlen=LIVES_KEPT))
         if message.boot not in lives:
             lives.append(message.boot)
         self._heard[name] = self._clock.seconds()
+        self._compare(name, message.position)
         self._seen[name] = Seen(
             at=self._wall(), position=message.position, used_bytes=message.used_bytes, available_bytes=message.available_bytes
         )
@@ -235,7 +266,7 @@ class Watch:
         server = self._catalogue.roster.servers.get(name)
         is_known = server is not None and server.boot == message.boot
         return m.HeartbeatAnswer(
-            position=self._catalogue.ledger.position,
+            position=self.position,
             held_for=server.status if server is not None and is_known else Status.DOWN,
             wall=self._wall(),
         )

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import attrs
 import pytest
 import pytest_twisted
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 
 from securifile.admin import followers as module
+from securifile.admin.duties import Duty
 from securifile.admin.followers import FACTS_MAX, Followers
-from securifile.model.errors import DeadlineExceeded, PeerUnreachable
-from securifile.model.facts import Change, Fact
+from securifile.admin.reconciliation import Reconciling
+from securifile.model.errors import Code, DeadlineExceeded, PeerUnreachable, Refusal
+from securifile.model.facts import Change, Claim, Fact, Folder, Person, PersonGone
 from securifile.model.ids import Position
 from securifile.model.servers import ServerKind
 from securifile.protocol import messages as m
@@ -87,11 +90,16 @@ class Feeding:
 
     async def open(self) -> None:
         await self.world.open()
+        ledger = self.world.catalogue.ledger
+        self.duty = Duty(clock=self.clock, database=self.world.database, holder="admin1")
+        await self.duty.look()
+        self.reconciling = Reconciling(ledger=ledger, duty=self.duty)
         self.followers = Followers(
             clock=self.clock,
             ledger=self.world.catalogue.ledger,
             roster=self.world.catalogue.roster,
             readdress=self.readdress,
+            reconciling=self.reconciling,
             recent_max=5,
         )
 
@@ -149,11 +157,11 @@ async def test_one_message_is_under_way_and_the_rest_is_joined(feeding: Feeding)
 
 @pytest_twisted.ensureDeferred
 async def test_one_that_is_too_old_gets_a_snapshot_and_then_the_feed(feeding: Feeding) -> None:
-    """An empty index, one of another epoch and one from before what is kept get everything, and go on from there without a gap."""
+    """An empty index and one from before what is kept get everything, and go on from there without a gap."""
     await feeding.change(3)
     await feeding.world.catalogue.ledger.trim(2)
     here = feeding.position
-    for number, old in enumerate((Position(0, 0), Position(here.epoch - 1, here.revision), Position(here.epoch, here.revision - 3))):
+    for number, old in enumerate((Position(0, 0), Position(here.epoch, here.revision - 3))):
         peer = FakePeer(f"n{number}")
         assert (await feeding.follow(peer, old)).snapshot
         position, facts = await feeding.world.catalogue.ledger.snapshot()
@@ -236,19 +244,52 @@ async def test_a_broken_feed_closes_the_connection(feeding: Feeding) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_node_that_knows_more_than_the_catalogue_begins_an_epoch(feeding: Feeding) -> None:
-    """After a restored backup all followers get a snapshot of the new epoch."""
+    """It is sent a snapshot to compare, the others have to follow anew, nothing is fed and nothing changed until it has handed in."""
     other = FakePeer("n2")
     await feeding.follow(other, feeding.position)
     before = feeding.position
     peer = FakePeer("n1")
-    assert (await feeding.follow(peer, Position(before.epoch, before.revision + 7))).snapshot
+    beyond = Position(before.epoch, before.revision + 7)
+    assert (await feeding.follow(peer, beyond)).snapshot
     assert feeding.position == Position(before.epoch + 1, before.revision)
-    for one in (peer, other):
-        assert {message.position for message in one.taken} == {feeding.position}
-        assert one.snapshot
-    await feeding.change(1)
-    for one in (peer, other):
-        assert one.taken[-1].epoch == before.epoch + 1
+    assert other.closed
+    assert all(message.compare for message in peer.taken)
+    with pytest.raises(Refusal) as refused:
+        await feeding.change(1)
+    assert refused.value.code is Code.CATALOGUE_UNAVAILABLE
+    assert (await feeding.follow(FakePeer("n2"), before)).snapshot
+    assert (await feeding.reconciling.state()).missing == ("n1", "n3")
+    await feeding.follow(FakePeer("n3"), before)
+    snapshot = peer.snapshot
+    file = next(fact for fact in snapshot if isinstance(fact, Folder))
+    gone = Claim(fact=PersonGone(username="bob"), at=beyond)
+    new = Claim(fact=attrs.evolve(file, id=feeding.world.id(), parent=file.id, name="made"), at=beyond)
+    await feeding.reconciling.take("n1", m.HandIn(position=beyond, number=0, claims=(gone, new), last=True))
+    await feeding.reconciling.round()
+    assert feeding.world.catalogue.ledger.reconciled
+    assert not peer.taken[-1].compare
+    assert PersonGone(username="bob") not in peer.snapshot
+    found = peer.snapshot[len(snapshot) :]
+    assert new.fact in found
+    assert not [fact for fact in found if isinstance(fact, Person) and fact.username == "bob"]
+    await feeding.world.put("alice/f")
+    assert peer.taken[-1].epoch == before.epoch + 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_node_with_another_change_at_the_same_revision_begins_an_epoch(feeding: Feeding) -> None:
+    """As far as the catalogue is, the index may be of another history: its mark tells."""
+    start = feeding.position
+    await feeding.change(3)
+    at = feeding.position
+    changes = await feeding.world.catalogue.ledger.changes_after(start, 3)
+    asked = m.Follow(position=at, url="https://n1.example:9441", protocol_address="n1.example:9451")
+    given: Any = FakePeer("n1")
+    same = attrs.evolve(asked, mark=changes[-1].mark, marked=at.revision)
+    assert not (await feeding.followers.follow(given, same)).snapshot
+    assert (await feeding.followers.follow(given, attrs.evolve(same, mark=b"another!"))).snapshot
+    assert feeding.position == Position(at.epoch + 1, at.revision)
+    assert not feeding.world.catalogue.ledger.reconciled
 
 
 @pytest_twisted.ensureDeferred
@@ -266,4 +307,3 @@ def test_a_message_is_of_moderate_size() -> None:
     many = [Change(revision=number, facts=(fact,) * (FACTS_MAX // 2)) for number in range(5)]
     assert len(module._some(iter(many))) == 2
     assert len(module._some([Change(revision=1, facts=(fact,) * (FACTS_MAX * 3)), *many])) == 1
-
