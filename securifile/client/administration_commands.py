@@ -11,7 +11,7 @@ from securifile.client.arguments import UNLIMITED
 from securifile.client.configuration import Session
 from securifile.client.context import Context
 from securifile.client.errors import ClientError, Problem, Uncertain, Unreachable
-from securifile.client.status import NO_TLS, age_text, bytes_text, printable, status_table, table, verified_text
+from securifile.client.status import NO_TLS, age_text, bytes_text, printable, status_table, status_text, table, verified_text
 from securifile.client.wire import split_url
 
 
@@ -226,11 +226,8 @@ async def node_show(context: Context) -> int:
     """One server, and who holds it for what."""
     server = await context.client.server(context.arguments.name)
     rows = [(one.get("observer"), one.get("status"), one.get("since", "")) for one in server.get("observers", ())]
-    lines = [
-        (name, server.get(name))
-        for name in ("name", "kind", "status", "url", "protocol_address", "position")
-        if server.get(name) is not None
-    ]
+    lines = [("name", server.get("name")), ("kind", server.get("kind")), ("status", status_text(server)), ("since", server.get("since"))]
+    lines += [(name, server.get(name)) for name in ("url", "protocol_address", "position")]
     lines.append(("storage", f"{bytes_text(server.get('used_bytes'))} used, {bytes_text(server.get('available_bytes'))} available"))
     lines.append(("heartbeat", age_text(server.get("heartbeat_age_s")) + " ago" if server.get("heartbeat_age_s") is not None else "never"))
     if server.get("kind") == "node":
@@ -238,7 +235,7 @@ async def node_show(context: Context) -> int:
     context.console.result(
         server,
         lambda: (
-            "".join(f"{name.replace('_', ' ') + ':':<18}{printable(value)}\n" for name, value in lines)
+            "".join(f"{name.replace('_', ' ') + ':':<18}{printable(value)}\n" for name, value in lines if value is not None)
             + ("\n" + table(("OBSERVER", "HOLDS IT FOR", "SINCE"), rows) if rows else "")
         ),
     )
@@ -248,15 +245,16 @@ async def node_show(context: Context) -> int:
 async def node_invite(context: Context) -> int:
     """Let a new node join."""
     answer = await context.client.invite(context.arguments.name)
-    context.console.result(
-        answer,
-        lambda: (
-            f"{printable(answer.get('token'))}\n\n"
-            f"Until {printable(answer.get('expires_at'))}, on the new machine, with this token in a file:\n"
-            f"  twistd -n securifile-node --data DIR --join-file FILE --listen 0.0.0.0 --public ADDRESS\n"
-        ),
-    )
+    context.console.result(answer, lambda: _invitation(answer))
     return 0
+
+
+def _invitation(answer: Json) -> str:
+    return (
+        f"{printable(answer.get('token'))}\n\n"
+        f"Until {printable(answer.get('expires_at'))}, on the new machine, with this token in a file:\n"
+        f"  twistd -n securifile-node --data DIR --join-file FILE --listen 0.0.0.0 --public ADDRESS\n"
+    )
 
 
 async def node_invites(context: Context) -> int:
@@ -268,17 +266,102 @@ async def node_invites(context: Context) -> int:
 
 
 async def node_remove(context: Context) -> int:
-    """Remove a server from the cluster."""
-    await context.client.remove_server(context.arguments.name)
-    context.console.done({"removed": context.arguments.name}, f"{context.arguments.name} is no member of the cluster any more.")
+    """Remove a node from the cluster."""
+    name = context.arguments.name
+    if context.arguments.dry_run:
+        answer = await context.client.remove_server(name, dry_run=True)
+        copies = answer.get("copies")
+        context.console.done(answer, f"{name} can be removed: each of its {copies} copies has another on a running node. Nothing was done.")
+        return 0
+    await context.client.remove_server(name)
+    context.console.done({"removed": name}, f"{name} is no member of the cluster any more.")
     return 0
 
 
 async def node_command(context: Context) -> int:
-    """Take a node offline, put it online, or let it repair itself."""
+    """Take a node offline, or put it online."""
     name, command = context.arguments.name, context.arguments.second
     answer = await context.client.command_server(name, command)
-    context.console.done(answer, f"{name}: {command} was asked for; see securifile node show {name}")
+    if command == "offline":
+        told = f"{name} is offline: it serves nobody, and its copies are made anew elsewhere only if it stays so for long."
+    elif answer.get("status") == "running":
+        told = f"{name} is running already."
+    else:
+        told = f"{name} is verified by the others as soon as it answers and has caught up, and is running then."
+    context.console.done(answer, f"{told} To watch: securifile explain {name}")
+    return 0
+
+
+async def node_repair(context: Context) -> int:
+    """Let a node repair itself, and wait until it has."""
+    name = context.arguments.name
+    answer = await context.client.command_server(name, "repair")
+    if answer.get("under_way"):
+        context.console.note(f"{name} is still reading what it has; it goes on if this command is interrupted.")
+    while answer.get("under_way"):
+        answer = await context.client.command_server(name, "repair")
+    lost = answer.get("lost", ())
+    told = f"{name}: {answer.get('checked')} copies checked, {answer.get('fetched')} fetched again, {len(lost)} could not be had."
+    if not lost:
+        context.console.done(answer, f"{told} To put it back: securifile node online {name}")
+        return 0
+    listed = "".join(f"  {printable(file)}\n" for file in lost)
+    context.console.result(answer, lambda: f"{printable(told)} Files, by id, that no running server could give whole:\n{listed}")
+    return 1
+
+
+async def node_drain(context: Context) -> int:
+    """Have a node's files kept elsewhere, or no longer."""
+    name, draining, dry_run = context.arguments.name, context.arguments.second == "drain", context.arguments.dry_run
+    answer = await context.client.drain_server(name, draining, dry_run=dry_run)
+    if draining:
+        told = _drained(name, answer)
+    elif dry_run:
+        told = f"Files would be kept on {name} again. Nothing was done."
+    else:
+        told = f"Files are kept on {name} again; it has {answer.get('copies')} copies."
+    context.console.done(answer, told)
+    return 0
+
+
+def _drained(name: str, answer: Json) -> str:
+    copies, only = answer.get("copies"), answer.get("only_copies")
+    if answer.get("dry_run"):
+        return f"{copies} copies would be made on other nodes, {only} of them the only one on a running node. Nothing was done."
+    if not copies:
+        return f"Nothing is left on {name}. To take it out of the cluster: securifile node remove {name}"
+    return f"{copies} copies are made on other nodes now, and {name} goes on serving. To watch: securifile explain {name}"
+
+
+async def node_replace(context: Context) -> int:
+    """Invite a new node; once that runs, drain the old one. The same command does whichever is next."""
+    old, new, dry_run = context.arguments.name, context.arguments.new, context.arguments.dry_run
+    if old == new:
+        raise ClientError("The new node needs another name: files are known to be on a node by its name.")
+    servers = {server.get("name"): server for server in (await context.client.cluster()).get("servers", ())}
+    if servers.get(old, {}).get("kind") != "node":
+        raise ClientError(f"There is no node {old}.")
+    joined = servers.get(new)
+    if joined is None:
+        for invited in (await context.client.invites()).get("invites", ()):
+            if invited.get("name") == new:
+                raise ClientError(
+                    f"{new} is invited until {invited.get('expires_at')}, and has not joined yet: start it with its token."
+                    f" If that is lost, another one: securifile node invite {new}"
+                )
+        if dry_run:
+            context.console.done(
+                {"next": "invite"}, f"{new} would be invited to join. When it runs, {old} would be drained. Nothing was done."
+            )
+            return 0
+        answer = await context.client.invite(new)
+        again = f"When {new} is running, give this command again, and {old} is drained: securifile node replace {old} {new}\n"
+        context.console.result({"next": "start", **answer}, lambda: _invitation(answer) + again)
+        return 0
+    if joined.get("status") != "running":
+        raise ClientError(f"{new} is {joined.get('status')}; {old} is drained when {new} is running. To see why: securifile explain {new}")
+    answer = await context.client.drain_server(old, True, dry_run=dry_run)
+    context.console.done({"next": "remove" if not answer.get("copies") else "wait", **answer}, _drained(old, answer))
     return 0
 
 

@@ -325,12 +325,27 @@ class Client:
         return await self._json("GET", _server(name), kind="admin")
 
     async def command_server(self, name: str, command: str) -> Json:
-        """`offline`, `online` or `repair`."""
+        """`offline`, `online` or `repair`. A repair may take hours: `under_way` in the answer says that it does; ask again."""
         return await self._json("POST", f"{_server(name)}/{quote(command, safe='')}", {}, kind="admin", repeatable=True)
 
-    async def remove_server(self, name: str) -> None:
-        """Remove a server from the cluster: its certificate opens nothing any more."""
-        await self._delete(_server(name), kind="admin")
+    async def drain_server(self, name: str, draining: bool, *, dry_run: bool = False) -> Json:
+        """Have a node's files kept elsewhere, or no longer; the answer tells how many copies it has. `dry_run`: change nothing."""
+        method = "POST" if draining else "DELETE"
+        return await self._json(method, f"{_server(name)}/drain{_dry(dry_run)}", {} if draining else None, kind="admin", repeatable=True)
+
+    async def remove_server(self, name: str, *, dry_run: bool = False) -> Json:
+        """Remove a node from the cluster: its certificate opens nothing any more. `dry_run`: only tell whether it would be refused."""
+        return await self._json(
+            "DELETE", _server(name) + _dry(dry_run), kind="admin", repeatable=True, done_code=None if dry_run else Code.NOT_FOUND
+        )
+
+    async def explain_server(self, name: str) -> Json:
+        """Why a node is as it is, and what happens next (administrators only)."""
+        return await self._json("GET", f"{_server(name)}/explain", kind="admin")
+
+    async def explain(self, target: Target) -> Json:
+        """Why the copies of a file are as they are, and what happens next."""
+        return await self._json("GET", target.url("explain"), kind="admin")
 
     async def invite(self, name: str) -> Json:
         """Let a new node of that name join: the answer holds the token for its first start."""
@@ -693,6 +708,10 @@ def _user(username: str) -> str:
 
 def _server(name: str) -> str:
     return f"/api/v1/servers/{quote(name, safe='')}"
+
+
+def _dry(dry_run: bool) -> str:
+    return "?dry_run=1" if dry_run else ""
 
 
 def _origin(url: str) -> str:

@@ -149,6 +149,8 @@ def _files(group: _Group) -> None:
     mkdir.add_argument("-p", "--parents", action="store_true", help="and those they are in; no error if there are such folders")
     info = group.verb("info", "Version, digest, origin and replicas of a file.")
     info.add_argument("path", metavar="PATH", nargs="+")
+    explain = group.verb("explain", "Why a file's copies, or a node, are as they are, and what happens next.")
+    explain.add_argument("what", metavar="PATH|NODE", help="a path has a slash in it; a node (for administrators) is a name without one")
 
 
 def _rights(group: _Group) -> None:
@@ -204,15 +206,32 @@ def _administration(verbs: Any, common: argparse.ArgumentParser) -> None:
         ("show", "One server, and who holds it for what."),
         ("offline", "Take a node out of service."),
         ("online", "Put a node back; it is verified first."),
-        ("repair", "Let a failed node fetch again what is missing or corrupt."),
-        ("remove", "Remove a server from the cluster for good."),
+        ("repair", "Let a node that is offline or failed read all it has, and fetch again what is missing or corrupt."),
     ):
         node.verb(name, text).add_argument("name", metavar="NAME")
+    for name, text in (
+        ("drain", "Have a node's files kept elsewhere, so that it can be removed; it goes on serving meanwhile."),
+        ("undrain", "Keep files on a node again that was to be drained."),
+        ("remove", "Remove a node for good; refused while a file would have no copy left on a running node."),
+    ):
+        verb = node.verb(name, text)
+        verb.add_argument("name", metavar="NAME")
+        _dry_run(verb)
+    replace = node.verb(
+        "replace", "Put a new node in an old one's place: invites the new one; given again when that runs, drains the old one."
+    )
+    replace.add_argument("name", metavar="OLD")
+    replace.add_argument("new", metavar="NEW")
+    _dry_run(replace)
 
     cluster = _Group(verbs, common).group("cluster", "Settings of the cluster.")
     cluster.verb("show", "Every setting.")
     change_settings = cluster.verb("set", "Change settings.")
     change_settings.add_argument("setting", metavar="KEY=VALUE", nargs="+", help="for instance replicas=2 digest=sha256")
+
+
+def _dry_run(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--dry-run", action="store_true", help="change nothing; say what would be done, or why it would be refused")
 
 
 def _validity(verb: argparse.ArgumentParser) -> None:

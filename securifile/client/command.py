@@ -14,6 +14,7 @@ from twisted.internet import task
 from twisted.internet.defer import CancelledError, Deferred
 
 from securifile.client import administration_commands as administration
+from securifile.client import explaining
 from securifile.client import file_commands as files
 from securifile.client.arguments import parse
 from securifile.client.console import Console
@@ -38,6 +39,7 @@ ACTIONS: dict[str, Callable[[Context], Awaitable[int]]] = {
     "mv": files.mv,
     "mkdir": files.mkdir,
     "info": files.info,
+    "explain": explaining.explain,
     "share": files.share,
     "unshare": files.unshare,
     "access": files.access,
@@ -58,7 +60,10 @@ ACTIONS: dict[str, Callable[[Context], Awaitable[int]]] = {
     "node invites": administration.node_invites,
     "node offline": administration.node_command,
     "node online": administration.node_command,
-    "node repair": administration.node_command,
+    "node repair": administration.node_repair,
+    "node drain": administration.node_drain,
+    "node undrain": administration.node_drain,
+    "node replace": administration.node_replace,
     "node remove": administration.node_remove,
     "cluster show": administration.cluster_show,
     "cluster set": administration.cluster_set,

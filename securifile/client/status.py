@@ -95,7 +95,7 @@ def status_table(cluster: Mapping[str, Any]) -> str:
         (
             server.get("name", "?"),
             server.get("kind", "?"),
-            _status(server),
+            status_text(server),
             bytes_text(server.get("used_bytes")),
             bytes_text(server.get("available_bytes")),
             age_text(server.get("heartbeat_age_s")),
@@ -112,7 +112,10 @@ def status_table(cluster: Mapping[str, Any]) -> str:
     return (banner + "\n" if banner else "") + (listing + "\n" if listing else "") + summary + "\n" + _soundness(nodes)
 
 
-def _status(server: Mapping[str, Any]) -> str:
-    """The status, so written that one which is not `running` is seen in a long list."""
+def status_text(server: Mapping[str, Any]) -> str:
+    """The status, so written that one which is not `running` is seen in a long list, and what an administrator has in mind for it."""
     status = str(server.get("status", "?"))
-    return status if status == "running" else status.upper()
+    more = [
+        word for word, holds in (("offline", "offline"), ("draining", "draining"), ("being verified", "verifying")) if server.get(holds)
+    ]
+    return (status if status == "running" else status.upper()) + (f" ({', '.join(more)})" if more else "")

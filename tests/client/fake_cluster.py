@@ -75,6 +75,10 @@ class FakeCluster:
             for name in ("alice", "bob")
         }
         self.settings: dict[str, Any] = {"replicas": 2, "digest": "sha256", "write_copies": None}
+        self.invites: list[dict[str, Any]] = []
+        self.repaired: list[dict[str, Any]] = []
+        """What a repair answers, each time it is asked for."""
+        self.explained: dict[str, Any] = {}
         self.servers: list[FakeServer] = []
         self.seen: list[Seen] = []
         self.page = 100
@@ -319,10 +323,20 @@ class FakeServer(Resource):
     def _servers(self, request: Any, seen: Seen, rest: str, query: dict[str, str]) -> bytes:
         if rest == "invites":
             if seen.method == "GET":
-                return answer(request, 200, {"invites": []})
+                return answer(request, 200, {"invites": self.cluster.invites})
+            self.cluster.invites.append({"name": json.loads(seen.body)["name"], "expires_at": "2026-11-22T10:00:00Z"})
             return answer(request, 201, {**json.loads(seen.body), "token": "join-me", "expires_at": "2026-11-22T10:00:00Z"})
-        if rest.endswith(("/offline", "/online", "/repair")):
-            return answer(request, 200, {})
+        name, _, what = rest.partition("/")
+        if what == "repair":
+            return answer(request, 200, self.cluster.repaired.pop(0))
+        if what in ("offline", "online"):
+            return answer(request, 200, {"name": name, "offline": what == "offline", "status": "down"})
+        if what == "explain":
+            return answer(request, 200, self.cluster.explained)
+        if what == "drain" or seen.method == "DELETE":
+            dry_run = query.get("dry_run") == "1"
+            told = {"name": name, "draining": seen.method == "POST", "dry_run": dry_run, "copies": 12, "only_copies": 3}
+            return answer(request, 200, told) if what == "drain" or dry_run else answer(request, 204)
         told = [
             {**server.told(), "used_bytes": 5 << 30, "available_bytes": 1536, "heartbeat_age_s": 0.31} for server in self.cluster.servers
         ]
@@ -331,6 +345,9 @@ class FakeServer(Resource):
                 request, 200, {**told[0], "observers": [{"observer": "node1", "status": "running", "since": "2026-11-21T10:00:00Z"}]}
             )
         return answer(request, 200, {"cluster": "test", "servers": told, "warnings": []})
+
+    def _explain(self, request: Any, seen: Seen, rest: str, query: dict[str, str]) -> bytes:
+        return answer(request, 200, {"path": unquote(rest), **self.cluster.explained})
 
     def _settings(self, request: Any, seen: Seen, rest: str, query: dict[str, str]) -> bytes:
         if seen.method == "PATCH":

@@ -306,13 +306,95 @@ async def test_servers_and_settings(shell: Shell, cluster: FakeCluster) -> None:
     assert ran.out.startswith("WARNING: TLS IS OFF") and "3 of 3 nodes running" in ran.out
     assert (await shell("node list")).out == ran.out
     assert "HOLDS IT FOR" in (await shell("node show node1")).out
-    assert (await shell("node invite node4")).out.startswith("join-me\n")
     assert (await shell("node invites")).out == "No invitations are open.\n"
+    assert (await shell("node invite node4")).out.startswith("join-me\n")
+    assert "node4" in (await shell("node invites")).out
     assert (await shell("node offline node1")).code == 0
     assert cluster.asked("POST")[-1].path == "/api/v1/servers/node1/offline"
     assert (await shell("cluster set replicas=3 write_copies=null digest=sha3-256")).code == 0
     assert cluster.settings == {"replicas": 3, "write_copies": None, "digest": "sha3-256"}
     assert "sha3-256" in (await shell("cluster show")).out
+
+
+@pytest_twisted.ensureDeferred
+async def test_offline_and_online(shell: Shell, cluster: FakeCluster) -> None:
+    """What was done is told, with what follows from it and where to look."""
+    ran = await shell("node offline node2")
+    assert (ran.code, ran.out.startswith("node2 is offline: ")) == (0, True)
+    ran = await shell("node online node2")
+    assert (ran.code, "securifile explain node2" in ran.out) == (0, True)
+    assert [one.path for one in cluster.asked("POST")][-2:] == ["/api/v1/servers/node2/offline", "/api/v1/servers/node2/online"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_repair_is_waited_for(shell: Shell, cluster: FakeCluster) -> None:
+    """However often the server says that it goes on; then it is told what was found. What could not be had makes the exit code 1."""
+    done = {"name": "node2", "under_way": False, "checked": 7, "fetched": 2, "lost": []}
+    cluster.repaired = [{"name": "node2", "under_way": True}, {"name": "node2", "under_way": True}, done]
+    ran = await shell("node repair node2")
+    assert ran.code == 0 and ran.out.startswith("node2: 7 copies checked, 2 fetched again, 0 could not be had.")
+    assert ran.err.count("still reading") == 1
+    cluster.repaired = [{**done, "lost": ["00ff"]}]
+    ran = await shell("node repair node2")
+    assert (ran.code, ran.out.splitlines()[-1]) == (1, "  00ff")
+    cluster.repaired = [{"name": "node2", "under_way": True}, done]
+    assert json.loads((await shell("--json node repair node2")).out) == done
+
+
+@pytest_twisted.ensureDeferred
+async def test_drain_and_remove(shell: Shell, cluster: FakeCluster) -> None:
+    """With --dry-run nothing is done, and it is told what would be; without, what is being done and how to watch it."""
+    ran = await shell("node drain node2 --dry-run")
+    assert (ran.code, ran.out) == (
+        0, "12 copies would be made on other nodes, 3 of them the only one on a running node. Nothing was done.\n"
+    )  # fmt: skip
+    assert "securifile explain node2" in (await shell("node drain node2")).out
+    assert "Nothing was done" in (await shell("node undrain node2 --dry-run")).out
+    assert (await shell("node undrain node2")).out == "Files are kept on node2 again; it has 12 copies.\n"
+    assert "can be removed" in (await shell("node remove node2 --dry-run")).out
+    assert (await shell("node remove node2")).out == "node2 is no member of the cluster any more.\n"
+    asked = [(one.method, one.path.removeprefix("/api/v1/servers/"), one.query) for one in cluster.seen if "node2" in one.path]
+    assert asked == [
+        ("POST", "node2/drain", "dry_run=1"),
+        ("POST", "node2/drain", ""),
+        ("DELETE", "node2/drain", "dry_run=1"),
+        ("DELETE", "node2/drain", ""),
+        ("DELETE", "node2", "dry_run=1"),
+        ("DELETE", "node2", ""),
+    ]
+
+
+@pytest_twisted.ensureDeferred
+async def test_replace(shell: Shell, cluster: FakeCluster) -> None:
+    """First an invitation, then nothing until the new node runs, then the old one is drained; and never the same name."""
+    assert (await shell("node replace node1 node1")).code == 1
+    assert "no node node9" in (await shell("node replace node9 node4")).err
+    assert "would be invited" in (await shell("node replace node1 node4 --dry-run")).out
+    assert cluster.invites == []
+    ran = await shell("node replace node1 node4")
+    assert ran.out.startswith("join-me\n") and ran.out.endswith("securifile node replace node1 node4\n")
+    # The token is not made void by giving the command too early.
+    assert "has not joined yet" in (await shell("node replace node1 node4")).err
+    assert len(cluster.invites) == 1
+    cluster.servers[2].status = "down"
+    assert "node2 is down" in (await shell("node replace node1 node2")).err
+    assert not any(one.path.endswith("/drain") for one in cluster.seen)
+    ran = await shell("node replace node1 node3")
+    assert "12 copies are made on other nodes now" in ran.out
+    assert cluster.asked("POST")[-1].path == "/api/v1/servers/node1/drain"
+
+
+@pytest_twisted.ensureDeferred
+async def test_explain(shell: Shell, cluster: FakeCluster) -> None:
+    """A word with a slash is a file's path, one without is a node; what comes is a page of text, or the answer with --json."""
+    cluster.explained = {"next": ["nothing: 3 of 3 copies are good"]}
+    ran = await shell("explain /docs/a")
+    assert ran.code == 0 and ran.out.startswith("path:        alice/docs/a\n")
+    assert ran.out.endswith("\nnext:\n  nothing: 3 of 3 copies are good\n")
+    cluster.explained = {"name": "node1", "status": "running", "next": ["nothing: it is running"]}
+    assert (await shell("explain node1")).out.startswith("node:        node1\n")
+    assert cluster.seen[-1].path == "/api/v1/servers/node1/explain"
+    assert json.loads((await shell("--json explain node1")).out) == cluster.explained
 
 
 @pytest_twisted.ensureDeferred

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from securifile.client.status import age_text, bytes_text, printable, status_table, table, verified_text
+from securifile.client.status import age_text, bytes_text, printable, status_table, status_text, table, verified_text
 
 
 def server(**members: object) -> dict[str, object]:
@@ -47,6 +47,14 @@ def test_how_long_copies_went_unverified() -> None:
         "bad blobs put aside: node2 2",
     ]
     assert [verified_text(one) for one in servers] == ["2 h ago", "24 h ago, 2 bad blobs put aside", "-"]
+
+
+def test_what_is_done_with_a_node_stands_beside_its_status() -> None:
+    """Offline, draining, being verified: who looks at the list sees that a status is meant so, or will change by itself."""
+    assert status_text(server()) == "running"
+    assert status_text(server(draining=True)) == "running (draining)"
+    assert status_text(server(status="down", offline=True, draining=True)) == "DOWN (offline, draining)"
+    assert status_text(server(status="down", verifying=True)) == "DOWN (being verified)"
 
 
 def test_tls_off_is_said_first() -> None:
