@@ -179,10 +179,13 @@ class Members:
 
         return self._ledger.enter("renew key", decide, Needs.RECONCILED)
 
-    def remove(self, name: str, *, only_look: bool = False) -> Deferred[Entered[None]]:
+    def remove(self, name: str, *, only_look: bool = False, force: bool = False) -> Deferred[Entered[None]]:
         """Remove a node: its certificate opens nothing any more. Refused while it would cost a file its last copy on a running node.
 
+        It is also refused while the node runs, is not being drained, and files would be left with one copy where more are wanted.
+
         Args:
+            force: never mind that files are left with one copy; with none, it is refused all the same.
             only_look: change nothing, but refuse what would be refused.
         """
 
@@ -198,6 +201,17 @@ class Members:
                     f" Have them copied first (securifile node drain {name}), or delete them.",
                     files=only,
                 )
+            settings = await directory.settings(sql)
+            asked_for = settings is None or settings.settings.copies_wanted > 1
+            if known.status is Status.RUNNING and not known.draining and asked_for and not force:
+                single = await _left_single(sql, name)
+                if single:
+                    raise Refusal(
+                        Code.CONFLICT,
+                        f"{single} files would be left with one copy: the next disk that dies takes them along."
+                        f" Drain {name} first (securifile node drain {name}), or send the request with ?force=1.",
+                        files=single,
+                    )
             if only_look:
                 return Decision(facts=(), answer=None)
             for table in ("judgements", "heartbeats"):
@@ -435,6 +449,17 @@ async def _copies_on(sql: Any, name: str) -> tuple[int, int]:
         {"name": name, "running": Status.RUNNING.value},
     )
     return int(held[0][0]), int(only[0][0])
+
+
+async def _left_single(sql: Any, name: str) -> int:
+    """How many files would have one copy on running nodes if a node that has a copy of them were gone."""
+    rows = await sql.query(
+        "SELECT count(*) FROM copies AS mine WHERE node = :name AND durable AND"
+        " (SELECT count(*) FROM copies AS other JOIN servers ON servers.name = other.node AND servers.status = :running"
+        " WHERE other.file = mine.file AND other.node <> :name AND other.durable) = 1",
+        {"name": name, "running": Status.RUNNING.value},
+    )
+    return int(rows[0][0])
 
 
 def _secret_hash(secret: str) -> bytes:

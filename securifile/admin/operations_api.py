@@ -124,11 +124,12 @@ class OperationsApi:
     async def _remove(self, request: Request, access: Access) -> Answer:
         administrator(access)
         name, only_look = name_in(request), _only_look(request)
-        access.detail = name + (" (dry run)" if only_look else "")
+        force = request.query("force") == "1"
+        access.detail = name + (" (forced)" if force else "") + (" (dry run)" if only_look else "")
         if not only_look:
-            await self._backend.enter(self._catalogue.members.remove(name))
+            await self._backend.enter(self._catalogue.members.remove(name, force=force))
             return Answer(status=204)
-        await self._backend.enter(self._catalogue.members.remove(name, only_look=True))
+        await self._backend.enter(self._catalogue.members.remove(name, only_look=True, force=force))
         copies, only = await self._backend.asking(self._catalogue.members.copies_on(name))
         return Answer(status=200, value={"name": name, "dry_run": True, "copies": copies, "only_copies": only})
 

@@ -1011,7 +1011,7 @@ async def test_the_name_of_a_removed_holder_is_not_given_again(world: World) -> 
     """A new node under the old name would be taken for a holder of what only the removed one had."""
     copies = (Copy(node="n1", priority=0, durable=True), Copy(node="n3", priority=1, durable=True))
     await world.catalogue.files.commit(await world.upload("alice/f", copies=copies), "n1")
-    await world.catalogue.members.remove("n3")
+    await world.catalogue.members.remove("n3", force=True)
     assert await refused(world.catalogue.members.invite("n3")) is Code.EXISTS
     await world.put("alice/f")
     await world.catalogue.members.invite("n3")
@@ -1105,3 +1105,20 @@ async def test_a_certificate_names_no_other_server(world: World) -> None:
     together = attrs.evolve(node("n9"), url="https://n1.example:9543")
     await members.enrol(secret, together, ["n9", "n1.example", "127.0.0.1", "localhost"])
     assert "n9" in world.catalogue.roster.nodes
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_running_node_is_drained_before_it_is_removed(world: World) -> None:
+    """Else files would be left with a single copy; who insists may have it, and a node that is down is removed by what the others have."""
+    members = world.catalogue.members
+    await world.put("alice/f")
+    assert await refused(members.remove("n2")) is Code.CONFLICT
+    assert await refused(members.remove("n2", only_look=True)) is Code.CONFLICT
+    await members.remove("n2", only_look=True, force=True)
+    await members.drain("n2", True)
+    await members.remove("n2", only_look=True)
+    await members.drain("n2", False)
+    await world.hold({"n2": Status.DOWN})
+    await members.remove("n2")
+    assert world.catalogue.roster.nodes == ["n1", "n3"]
+    assert await refused(members.remove("n1", force=True)) is Code.CONFLICT

@@ -126,9 +126,12 @@ async def test_remove(asked: AskedByHttp) -> None:
         assert (refused.status, json.loads(refused.content)["files"]) == (409, 1)
     await asked.world.delete("alice/b")
     expected = {"name": "n1", "dry_run": True, "copies": 1, "only_copies": 0}
-    assert asked.told("DELETE /api/v1/servers/n1?dry_run=1") == expected
+    # As it runs, it is to be drained first, unless somebody insists.
+    assert asked.ask("DELETE /api/v1/servers/n1?dry_run=1").status == 409
+    assert asked.told("DELETE /api/v1/servers/n1?dry_run=1&force=1") == expected
     assert "n1" in asked.world.catalogue.roster.servers
-    assert asked.ask("DELETE /api/v1/servers/n1").status == 204
+    assert asked.ask("DELETE /api/v1/servers/n1").status == 409
+    assert asked.ask("DELETE /api/v1/servers/n1?force=1").status == 204
     assert "n1" not in asked.world.catalogue.roster.servers
 
 

@@ -212,7 +212,7 @@ async def test_a_file_that_was_deleted_meanwhile_stays_deleted(repairing: Repair
 async def test_the_copies_of_a_removed_node_are_made_anew_at_once(repairing: Repairing) -> None:
     """A node that is no member any more is not waited for."""
     await repairing.put("alice/a", "n1 n2")
-    await repairing.world.catalogue.members.remove("n2")
+    await repairing.world.catalogue.members.remove("n2", force=True)
     del repairing.room["n2"]
     await repairing.settle()
     assert "n2" not in await repairing.copies("alice/a") and len((await repairing.copies("alice/a")).split()) == 2
@@ -258,11 +258,11 @@ async def test_removing_the_last_good_copy_is_refused(repairing: Repairing) -> N
     await repairing.put("alice/a", "n1 n2")
     await repairing.world.hold({"n2": Status.DOWN})
     with pytest.raises(Refusal) as refused:
-        await members.remove("n1")
+        await members.remove("n1", force=True)
     assert refused.value.code is Code.CONFLICT and refused.value.evidence == {"files": 1}
     await repairing.world.hold({"n2": Status.RUNNING})
-    await members.remove("n1", only_look=True)
+    await members.remove("n1", only_look=True, force=True)
     assert "n1" in repairing.world.catalogue.roster.servers
-    await members.remove("n1")
+    await members.remove("n1", force=True)
     with pytest.raises(Refusal):
-        await members.remove("n2", only_look=True)
+        await members.remove("n2", only_look=True, force=True)
