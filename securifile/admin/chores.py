@@ -11,7 +11,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from securifile.model.errors import DatabaseUnavailable, OutcomeUnknown
+from securifile.model.errors import DatabaseUnavailable, OutcomeUnknown, Refusal
 
 
 @attrs.frozen(kw_only=True)
@@ -54,10 +54,10 @@ class Chores:
                 trouble = ""
             except CancelledError:
                 raise
-            except (DatabaseUnavailable, OutcomeUnknown) as error:
-                # Said once: the database's absence lasts for many rounds.
+            except (DatabaseUnavailable, OutcomeUnknown, Refusal) as error:
+                # Said once: the database's absence, or a catalogue that may not be changed yet, lasts for many rounds.
                 if str(error) != trouble:
-                    self._log.warn("{chore} waits for the database: {problem}", chore=chore.name, problem=str(error))
+                    self._log.warn("{chore} waits for the catalogue: {problem}", chore=chore.name, problem=str(error))
                 trouble = str(error)
             except Exception:
                 self._log.failure("{chore} failed", chore=chore.name)
