@@ -34,7 +34,6 @@ FLOORS: dict[str, int] = {
     "securifile.simulation.disk": HANDS,
     "securifile.simulation.network": HANDS,
     "securifile.simulation.*": VOICES,
-    "securifile.simulation.*": VOICES,
     # what both kinds of server are as processes
     "securifile.process": HANDS,
     "securifile.workers": HANDS,

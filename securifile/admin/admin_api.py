@@ -37,9 +37,7 @@ class AdminApi:
         )
         self._people = PeopleApi(backend=admin.backend, catalogue=admin.catalogue, random=admin.world.random)
         self._epoch = EpochApi(backend=admin.backend, reconciling=admin.reconciling)
-        self._operations = OperationsApi(
-            clock=admin.world.clock, backend=admin.backend, catalogue=admin.catalogue, peers=admin.peers
-        )
+        self._operations = OperationsApi(clock=admin.world.clock, backend=admin.backend, catalogue=admin.catalogue, peers=admin.peers)
         self._explain = ExplainApi(admin)
         self._servers = ServersApi(
             backend=admin.backend,

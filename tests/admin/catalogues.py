@@ -121,9 +121,7 @@ class World:
         """A folder at `owner/a/b`."""
         place = await self.place(path)
         assert place.parent is not None
-        asked = m.MakeFolder(
-            person=by or place.owner, owner=place.owner, parent=place.parent.id, name=place.segments[-1], id=self.id()
-        )
+        asked = m.MakeFolder(person=by or place.owner, owner=place.owner, parent=place.parent.id, name=place.segments[-1], id=self.id())
         acted = await self.catalogue.files.act(asked)
         folder = acted.facts[0]
         assert isinstance(folder, Folder)
@@ -132,9 +130,7 @@ class World:
     async def delete(self, path: str, *, by: str | None = None, recursive: bool = False, version: int | None = None) -> None:
         """Delete what is there."""
         entry = await self.entry(path)
-        await self.catalogue.files.act(
-            m.Delete(person=by or path.split("/")[0], entry=entry.id, recursive=recursive, version=version)
-        )
+        await self.catalogue.files.act(m.Delete(person=by or path.split("/")[0], entry=entry.id, recursive=recursive, version=version))
 
     async def move(self, source: str, target: str, *, by: str | None = None) -> None:
         """Move."""

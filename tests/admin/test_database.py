@@ -167,7 +167,6 @@ async def test_a_connection_lost_before_commit_is_replaced_once(postgres_dsn: st
 async def test_a_connection_that_is_lost_again_and_again_is_told(postgres_dsn: str, tmp_path: Path) -> None:
     """After the second loss the caller hears `DatabaseUnavailable`, and nothing was committed."""
     async with proxied(postgres_dsn, tmp_path) as (proxy, database):
-
         attempts = 0
 
         async def work(sql: Any) -> None:

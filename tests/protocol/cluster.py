@@ -76,9 +76,7 @@ class Rig:
     def pool(self, **options: Any) -> BulkPool:
         """n2's bulk connections."""
         options.setdefault("stall_s", 30.0)
-        return BulkPool(
-            clock=self.clock, connector=self.network.connector("n2"), here=N2, locate=lambda name: (AT_N1, N1), **options
-        )
+        return BulkPool(clock=self.clock, connector=self.network.connector("n2"), here=N2, locate=lambda name: (AT_N1, N1), **options)
 
     def settle(self, seconds: float = 0.0, steps: int = 50) -> None:
         """Let what is under way arrive, and let time pass."""

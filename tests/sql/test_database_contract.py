@@ -90,7 +90,7 @@ VALUES = [
     ("bytes", bytes(range(256))),
     ("bytes", None),
     ("text", ""),
-    ("text", "it's \"quoted\" with 100% :colons, %(percent)s, back\\slash, é, 𐍈 and\nlines"),
+    ("text", 'it\'s "quoted" with 100% :colons, %(percent)s, back\\slash, é, 𐍈 and\nlines'),
     ("text", None),
     ("float", 0.1),
     ("float", -1e300),
@@ -135,7 +135,7 @@ async def test_booleans_keep_their_truth(database: Any) -> None:
 @pytest_twisted.ensureDeferred
 async def test_colons_and_percents_in_the_statement_mean_themselves(database: Any) -> None:
     """Within quotes and comments nothing is a parameter, and a percent sign never is."""
-    statement = "SELECT ':x %', 7 % 4, \"a:x\" /* :x % */ FROM (SELECT :x AS \"a:x\") AS t -- :x %"
+    statement = 'SELECT \':x %\', 7 % 4, "a:x" /* :x % */ FROM (SELECT :x AS "a:x") AS t -- :x %'
     assert await database.read(ask(statement, x=5)) == [(":x %", 3, 5)]
     assert await database.read(ask("SELECT '100%'")) == [("100%",)]
 
