@@ -267,13 +267,13 @@ async def node_invites(context: Context) -> int:
 
 async def node_remove(context: Context) -> int:
     """Remove a node from the cluster."""
-    name = context.arguments.name
+    name, force = context.arguments.name, context.arguments.force
     if context.arguments.dry_run:
-        answer = await context.client.remove_server(name, dry_run=True)
+        answer = await context.client.remove_server(name, dry_run=True, force=force)
         copies = answer.get("copies")
         context.console.done(answer, f"{name} can be removed: each of its {copies} copies has another on a running node. Nothing was done.")
         return 0
-    await context.client.remove_server(name)
+    await context.client.remove_server(name, force=force)
     context.console.done({"removed": name}, f"{name} is no member of the cluster any more.")
     return 0
 

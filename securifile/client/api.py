@@ -333,11 +333,16 @@ class Client:
         method = "POST" if draining else "DELETE"
         return await self._json(method, f"{_server(name)}/drain{_dry(dry_run)}", {} if draining else None, kind="admin", repeatable=True)
 
-    async def remove_server(self, name: str, *, dry_run: bool = False) -> Json:
-        """Remove a node from the cluster: its certificate opens nothing any more. `dry_run`: only tell whether it would be refused."""
-        return await self._json(
-            "DELETE", _server(name) + _dry(dry_run), kind="admin", repeatable=True, done_code=None if dry_run else Code.NOT_FOUND
-        )
+    async def remove_server(self, name: str, *, dry_run: bool = False, force: bool = False) -> Json:
+        """Remove a node from the cluster: its certificate opens nothing any more.
+
+        Args:
+            dry_run: only tell whether it would be refused.
+            force: even if files are left with one copy.
+        """
+        query = "&".join(f"{option}=1" for option, wanted in (("dry_run", dry_run), ("force", force)) if wanted)
+        path = _server(name) + (f"?{query}" if query else "")
+        return await self._json("DELETE", path, kind="admin", repeatable=True, done_code=None if dry_run else Code.NOT_FOUND)
 
     async def explain_server(self, name: str) -> Json:
         """Why a node is as it is, and what happens next (administrators only)."""

@@ -217,6 +217,10 @@ def _administration(verbs: Any, common: argparse.ArgumentParser) -> None:
         verb = node.verb(name, text)
         verb.add_argument("name", metavar="NAME")
         _dry_run(verb)
+        if name == "remove":
+            verb.add_argument(
+                "--force", action="store_true", help="even if files are left with one copy; with none, it is refused all the same"
+            )
     replace = node.verb(
         "replace", "Put a new node in an old one's place: invites the new one; given again when that runs, drains the old one."
     )

@@ -362,6 +362,8 @@ async def test_drain_and_remove(shell: Shell, cluster: FakeCluster) -> None:
         ("DELETE", "node2", "dry_run=1"),
         ("DELETE", "node2", ""),
     ]
+    assert (await shell("node remove node2 --force --dry-run")).code == 0
+    assert cluster.seen[-1].query == "dry_run=1&force=1"
 
 
 @pytest_twisted.ensureDeferred
