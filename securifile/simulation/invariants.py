@@ -81,6 +81,8 @@ class Deed:
     path: str
     other: str | None = None
     role: str | None = None
+    formerly: tuple[str, ...] = ()
+    """Paths that the thing had before: who named it by one of those meant it, too."""
 
 
 class Truth:
@@ -106,6 +108,7 @@ class Truth:
         """(file, version) -> (revision, digest)."""
         self.digests: set[bytes] = set()
         self.deeds: list[Deed] = []
+        self._paths: dict[EntryId, list[str]] = {}
         self.doubled: list[str] = []
         """Versions that the catalogue says had two contents."""
         self.timelines = {key: Timeline() for key in sorted(set(watched))}
@@ -131,7 +134,7 @@ class Truth:
             deed.revision
             for deed in self.deeds
             if deed.kind is kind
-            and deed.path == path
+            and path in (deed.path, *deed.formerly)
             and deed.other == operation.other
             and deed.role == operation.role
             and operation.ended is not None
@@ -160,7 +163,8 @@ class Truth:
                 case EntryGone():
                     entry = self._entries.get(fact.id)
                     if entry is not None:
-                        self.deeds.append(Deed(kind=Kind.DELETE, revision=revision, at=at, path=self._path(entry)))
+                        formerly = tuple(self._paths.get(fact.id, ()))
+                        self.deeds.append(Deed(kind=Kind.DELETE, revision=revision, at=at, path=self._path(entry), formerly=formerly))
                         self._take(entry)
                         del self._entries[fact.id]
                 case Grant():
@@ -186,6 +190,7 @@ class Truth:
         self._entries[entry.id] = entry
         if entry.parent is not None:
             self._children[entry.parent, entry.name] = entry.id
+        self._paths.setdefault(entry.id, []).append(self._path(entry))
         if before is not None and (before.parent, before.name) != (entry.parent, entry.name):
             self.deeds.append(Deed(kind=Kind.MOVE, revision=revision, at=at, path=self._path(entry)))
 

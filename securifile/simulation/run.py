@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -21,6 +22,16 @@ from securifile.simulation.invariants import Judge, Violation
 from securifile.simulation.people import Habits, Person
 
 SETTLING_S = 2.0
+
+RECORDED = {
+    Kind.READ: "read",
+    Kind.WRITE: "write",
+    Kind.DELETE: "delete",
+    Kind.MOVE: "move",
+    Kind.GRANT: "grant",
+    Kind.REVOKE: "revoke",
+}
+"""How the audit trail calls what people do."""
 
 OF_THE_BURIED = frozenset({"coroutine ignored GeneratorExit", "cannot reuse already awaited coroutine", "coroutine already executing"})
 """What Python says when it collects coroutines of processes that died in an earlier run, which a log's history may keep for long."""
@@ -171,6 +182,7 @@ class Run:
         cluster.run(SETTLING_S)
         cluster.wait(self._look_at_everything(), RECOVERY_S * 10)
         self._check_copies()
+        self._check_audit()
 
     def _recovers(self, is_over: Callable[[], bool]) -> bool:
         """Whether everything runs again by itself; but nodes that are held for failed wait for the operator, as they should."""
@@ -236,6 +248,31 @@ class Run:
                 if data is None or hashlib.sha256(data).digest() != file.version.digest:
                     what = "missing" if data is None else "damaged"
                     self._accuse(DURABLE, f"{path} version {file.version.number}: the copy on {copy.node} is {what}")
+
+    def _check_audit(self) -> None:
+        """Every change that was answered 2xx was written down once, before its answer; no access is written down twice.
+
+        The records of one person's deeds of one kind are counted: all that were answered, at most those that may have been done.
+        """
+        records: Counter[tuple[str, str]] = Counter()
+        for machine in self.cluster.machines.values():
+            for record in machine.audit:
+                if record.person is not None and record.status is not None and 200 <= record.status < 300:
+                    records[record.person, record.event] += 1
+        done: Counter[tuple[str, str]] = Counter()
+        perhaps: Counter[tuple[str, str]] = Counter()
+        for operation in self.operations:
+            key = operation.person, RECORDED.get(operation.kind, "")
+            done[key] += operation.outcome is Outcome.DONE
+            perhaps[key] += operation.outcome is not Outcome.REFUSED
+        for key in sorted(done):
+            person, event = key
+            # Reads are noted within a tenth of a second, and may be lost with the process.
+            if event and not (done[key] if event != "read" else 0) <= records[key] <= perhaps[key]:
+                told = (
+                    f"{records[key]} records of {event} by {person}, where {done[key]} were answered and {perhaps[key]} may have been done"
+                )
+                self._accuse("every access is recorded once", told)
 
     def _judge(self) -> Judge:
         return Judge(self.operations, self.cluster.database.changes(), self.cluster.database.committed, self.storm.reach)
