@@ -467,6 +467,6 @@ def not_reconciled() -> Refusal:
     return Refusal(
         Code.CATALOGUE_UNAVAILABLE,
         "The catalogue went back in time, and waits for the nodes to hand in what they know beyond it. Nothing can be changed until then."
-        " An administrator sees who is missing with: securifile admin epoch.",
+        " An administrator sees who is missing at GET /api/v1/epoch, and goes on without them by POST /api/v1/epoch/accept.",
         retry_after_s=SOON_S,
     )

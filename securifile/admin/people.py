@@ -158,7 +158,12 @@ class People:
             if before.administrator and not (after.administrator and not after.disabled):
                 await self._not_the_last_administrator(sql, username)
             if hashed is not None:
-                await sql.execute("UPDATE passwords SET hash = :hash WHERE username = :username", {"username": username, "hash": hashed})
+                # There is none after a catalogue was taken back from the nodes, who know no passwords.
+                await sql.execute(
+                    "INSERT INTO passwords (username, hash) VALUES (:username, :hash)"
+                    " ON CONFLICT (username) DO UPDATE SET hash = excluded.hash",
+                    {"username": username, "hash": hashed},
+                )
                 after = attrs.evolve(after, credentials=before.credentials + 1)
             return Decision(facts=() if after == before else (after,), answer=after)
 

@@ -1,4 +1,4 @@
-"""Taking back what a catalogue lost: pure comparing and deciding; `docs/decisions/0012-lost-commits.md` has the reasons.
+"""Taking back what a catalogue lost: pure comparing and deciding; `docs/decisions/0013-lost-commits.md` has the reasons.
 
 A catalogue that was restored from a backup is at an earlier point of the history that the nodes' indexes have seen. An index is no
 history: it has the present state of each thing. So a node compares its index with the catalogue's snapshot and hands in every thing that
