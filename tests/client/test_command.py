@@ -509,7 +509,12 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
         into = tmp_path / "into"
         into.mkdir()
         process = subprocess.Popen(
-            [sys.executable, "-m", "securifile.client", "get", "/a", str(into / "a")], env=environment, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-m", "securifile.client", "get", "/a", str(into / "a")],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+            # As from a terminal: a shell without job control, as in CI, starts what runs in the background with SIGINT ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         silent.settimeout(30)
         connection, _ = silent.accept()

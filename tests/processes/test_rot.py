@@ -86,7 +86,7 @@ def test_the_scrub_finds_what_nobody_reads(small_cluster: LocalCluster) -> None:
     small_cluster.operator().request("PATCH", "/api/v1/settings", json=quick).must(200)
     eventually(lambda: is_mended(small_cluster, victim, blob, noise(3000, SMALL[5])), MENDED_S, "the scrub finds it and it is made anew")
     eventually(lambda: is_named(small_cluster, blob), MENDED_S, "the audit trail names it")
-    eventually(lambda: server(small_cluster, victim)["quarantined"] == (before or 0) + 1, MENDED_S, "the admin server counts it")
+    eventually(lambda: server(small_cluster, victim)["quarantined"] > (before or 0), MENDED_S, "the admin server counts it")
     assert small_cluster.statuses()[victim] == "running"
     assert server(small_cluster, victim)["oldest_check_age_s"] is not None
     metrics = small_cluster.operator().request("GET", "/metrics").must(200).body.decode()
