@@ -90,6 +90,9 @@ STOP_FAST_S = 20.0
 STOP_IMMEDIATE_S = 5.0
 # SIGINT: fast; SIGQUIT: immediate; SIGKILL: for what hangs.
 STOPPING = ((signal.SIGINT, STOP_FAST_S), (signal.SIGQUIT, STOP_IMMEDIATE_S), (signal.SIGKILL, STOP_IMMEDIATE_S))
+LOCK_FILES = ("postmaster.pid", ".s.PGSQL.5432.lock", ".s.PGSQL.5432")
+"""By these postgres tells that it works on a data directory, which also has its socket."""
+
 POLL_S = 0.02
 
 BACKOFF_FIRST_S = 0.1
@@ -408,8 +411,9 @@ class EmbeddedPostgres(Service):
                 left = await self._worker.do(_signal_leftovers, name, owner.uid, number, frozenset(told))
                 if not left:
                     # Nobody works on it, so a lock file is that of a dead process; its number may be taken by an innocent one,
-                    # for which postgres would refuse to start.
-                    (self._data / "postmaster.pid").unlink(missing_ok=True)
+                    # for which postgres would refuse to start; as it does for an empty one, left by a death while it was written.
+                    for lock in LOCK_FILES:
+                        (self._data / lock).unlink(missing_ok=True)
                     return
                 if left - told:
                     self._log.warn("ending the leftover {processes} with {signal}", processes=sorted(left), signal=number.name)

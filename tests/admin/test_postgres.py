@@ -96,6 +96,17 @@ async def test_stopping_ends_the_process_and_the_data_stay(private: Path) -> Non
 
 
 @pytest_twisted.ensureDeferred
+async def test_what_a_death_in_the_first_moment_leaves_is_no_obstacle(private: Path) -> None:
+    """Lock files that are still empty, because the process was killed while it wrote them, do not keep the next one from starting."""
+    async with running(private) as postgres:
+        await postgres.ready()
+    for lock in ("postmaster.pid", ".s.PGSQL.5432.lock"):
+        (private / "data" / lock).touch()
+    async with running(private) as postgres:
+        assert await answer(await postgres.ready()) == 42
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_postgres_that_dies_is_started_again(private: Path) -> None:
     """When the process is killed, another one takes its place, and the owner hears of it."""
     again: Deferred[None] = Deferred()
