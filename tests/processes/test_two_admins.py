@@ -78,6 +78,11 @@ def test_both_show_the_same(pair: Pair) -> None:
     """Each lists both and all nodes; what one commits the other hears of at once, not with the next look at the database."""
     assert pair.servers("admin1") == dict.fromkeys(["admin1", "admin2", "node1", "node2", "node3"], "running")
     eventually(lambda: pair.servers("admin2") == pair.servers("admin1"), 10, "both show the same servers")
+    # A server that has just started changes nothing until most nodes have told it how far they are.
+    early = {"username": "early", "email": "early@example.org", "password": "correct horse"}
+    eventually(
+        lambda: pair.operator("admin2").request("POST", "/api/v1/users", json=early).status == 201, 10, "the second one takes changes"
+    )
     delays = []
     for number in range(6):
         by, other = ("admin1", "admin2") if number % 2 else ("admin2", "admin1")
