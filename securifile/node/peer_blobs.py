@@ -7,7 +7,7 @@ from typing import Any
 
 from twisted.python.failure import Failure
 
-from securifile.model.errors import BlobExists, Code, CorruptBlock, DiskFull, NoSuchBlob, Refusal
+from securifile.model.errors import BlobExists, Code, CorruptBlock, DiskFull, NoSuchBlob, Refusal, StreamBroken
 from securifile.model.ids import AttemptId
 from securifile.protocol.connection import PeerIdentity
 from securifile.protocol.messages import BlobFollows, BlobStored, FetchBlob, StoreBlob
@@ -58,7 +58,7 @@ class PeerBlobs:
 
 
 class _Given:
-    """A source that closes its reader with itself, and tells of a bad block."""
+    """A source that closes its reader with itself, and tells of a bad block; with it the stream is broken."""
 
     def __init__(self, reader: Any, source: Any, bad: Callable[[str], None]) -> None:
         self._reader = reader
@@ -70,9 +70,11 @@ class _Given:
         return self._source.read().addErrback(self._failed)
 
     def _failed(self, failure: Failure) -> Failure:
-        if failure.check(CorruptBlock):
-            self._bad(str(failure.value))
-        return failure
+        if not failure.check(CorruptBlock):
+            return failure
+        self._bad(str(failure.value))
+        # For the peer it is a stream that broke off, not a bug of this node.
+        return Failure(StreamBroken(str(failure.value)))
 
     def close(self) -> None:
         """See `IByteSource`."""

@@ -309,10 +309,19 @@ class Run:
 
 def simulate(scene: Scene) -> Report:
     """Run it."""
-    report = Run(scene).go()
-    # What is left of the cluster ends now, and not in the middle of the next run.
-    gc.collect()
-    return report
+    # What was there before is not looked through again. While the run goes on nothing is collected: what stands in the `finally` of a
+    # coroutine that nobody waits for would run at another moment in each process.
+    gc.freeze()
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return Run(scene).go()
+    finally:
+        # What is left of the cluster ends now, and not in the middle of the next run.
+        gc.collect()
+        gc.unfreeze()
+        if collects:
+            gc.enable()
 
 
 def wishes_done(report: Report, kind: Kind) -> int:

@@ -18,7 +18,7 @@ from securifile.http.sources import Sources
 from securifile.model import facts as f
 from securifile.model.digests import DigestAlgorithm
 from securifile.model.entries import Copy, Version
-from securifile.model.errors import Code, CorruptBlock, PeerUnreachable, Refusal
+from securifile.model.errors import Code, PeerUnreachable, Refusal, StreamBroken
 from securifile.model.ids import AttemptId, EntryId, Position
 from securifile.model.servers import ServerKind
 from securifile.model.settings import ClusterSettings
@@ -428,7 +428,7 @@ def test_copies_are_entered_a_slice_at_a_time() -> None:
 
 
 def test_a_peer_that_meets_a_bad_block_has_it_reported() -> None:
-    """A stream to another node breaks before the bad block, and the blob is suspected."""
+    """For the peer its stream is broken off before the bad block; the blob is suspected, and nothing is taken for a bug of the node."""
     world = World()
     world.put(1, 3 * BLOCK_BYTES)
     world.blobs.damage(attempt(1), BLOCK_BYTES)
@@ -437,7 +437,7 @@ def test_a_peer_that_meets_a_bad_block_has_it_reported() -> None:
     assert len(now(source.read())) == BLOCK_BYTES
     failed: list[Any] = []
     source.read().addErrback(failed.append)
-    assert failed[0].check(CorruptBlock)
+    assert failed[0].check(StreamBroken)
     source.close()
     assert world.aside == [1] and len(world.catalogue.bad) == 1
 
