@@ -29,6 +29,7 @@ FLOORS: dict[str, int] = {
     "securifile.local.*": VOICES,
     "securifile.simulation.history": WORDS,
     "securifile.simulation.invariants": DECISIONS,
+    "securifile.simulation.linearizability": DECISIONS,
     "securifile.simulation.chance": DECISIONS,
     "securifile.simulation.clock": HANDS,
     "securifile.simulation.disk": HANDS,
