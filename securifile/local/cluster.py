@@ -30,7 +30,9 @@ from securifile.local.asking import Http, Response
 from securifile.local.ports import HOST, anywhere, first_free, is_free
 from securifile.local.processes import (
     READY_FILE,
+    Machine,
     ServerProcess,
+    ThisMachine,
     TimeRanOut,
     command_line,
     end_process,
@@ -64,6 +66,8 @@ class Plan:
     """Ports by use, by name; the admin server first."""
     accounts: Mapping[str, str] = attrs.field(factory=dict, repr=False)
     """Passwords by username."""
+    addresses: Mapping[str, str] = attrs.field(factory=dict)
+    """By name, of servers that are on a machine of their own."""
 
     @property
     def nodes(self) -> list[str]:
@@ -72,7 +76,7 @@ class Plan:
 
     def url(self, name: str) -> str:
         """Where people reach a server."""
-        return f"{'https' if self.tls else 'http'}://{HOST}:{self.servers[name]['https']}"
+        return f"{'https' if self.tls else 'http'}://{self.addresses.get(name, HOST)}:{self.servers[name]['https']}"
 
     def write(self, path: Path) -> None:
         """Keep it for the next start."""
@@ -111,6 +115,7 @@ class LocalCluster:
         options: Sequence[str] = (),
         admin_options: Sequence[str] = (),
         run: Callable[..., list[str]] = twistd,
+        machines: Mapping[str, Machine] | None = None,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         """Plan it, or read the plan that was kept; nothing is started yet.
@@ -122,6 +127,7 @@ class LocalCluster:
             options: more arguments for every node's command line.
             admin_options: the same for the admin server's.
             run: makes the command line of `securifile-admin` or `securifile-node` and its arguments.
+            machines: where servers run, by name, that do not run on this machine's own network.
             say: told what is under way, a line at a time.
 
         Raises:
@@ -135,6 +141,7 @@ class LocalCluster:
         self._options = list(options)
         self._admin_options = list(admin_options)
         self._run = run
+        self._machines = dict(machines or {})
         self._tokens: dict[str, str] = {}
         self._hold = self._take_hold()
         try:
@@ -332,7 +339,8 @@ class LocalCluster:
 
     def _process(self, name: str, kind: str) -> ServerProcess:
         ports, data = self.plan.servers[name], self.directory / name
-        arguments = ["--data", str(data), "--listen", HOST, "--public", HOST]
+        machine = self._machines.get(name) or ThisMachine()
+        arguments = ["--data", str(data), "--listen", machine.address, "--public", machine.address]
         for use, port in ports.items():
             arguments += [f"--{use}-port", str(port)]
         if kind == "admin":
@@ -342,7 +350,8 @@ class LocalCluster:
             arguments += ["--join-file", str(self._token_file(name)), *self._options]
         if not self.plan.tls:
             arguments.append("--no-tls")
-        return ServerProcess(name, self._run(f"securifile-{kind}", *arguments), data, self.directory / "logs" / f"{name}.log")
+        command = self._run(f"securifile-{kind}", *arguments)
+        return ServerProcess(name, command, data, self.directory / "logs" / f"{name}.log", machine)
 
     def _planned(self, nodes: int, tls: bool, accounts: Sequence[str], ports: Callable[[str, int], Iterator[dict[str, int]]]) -> Plan:
         kept = Plan.read(self.directory / PLAN_FILE)
@@ -362,7 +371,12 @@ class LocalCluster:
         taken: set[int] = set()
         servers = {ADMIN: first_free(ports("admin", 1), taken)}
         servers |= {f"node{number}": first_free(ports("node", number), taken) for number in range(1, nodes + 1)}
-        plan = Plan(tls=tls, servers=servers, accounts={username: secrets.token_urlsafe(12) for username in accounts})
+        plan = Plan(
+            tls=tls,
+            servers=servers,
+            accounts={username: secrets.token_urlsafe(12) for username in accounts},
+            addresses={name: machine.address for name, machine in self._machines.items()},
+        )
         plan.write(self.directory / PLAN_FILE)
         return plan
 

@@ -16,10 +16,12 @@ import sys
 import sysconfig
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import securifile
+from securifile.local.ports import HOST
 
 T = TypeVar("T")
 
@@ -124,6 +126,27 @@ def end_process(pid: int, is_it: Callable[[list[str]], bool], *, first: signal.S
     return True
 
 
+class Machine(Protocol):
+    """Where a server runs; `network.Host` is one with a network of its own."""
+
+    @property
+    def address(self) -> str:
+        """Where it listens, and is reached."""
+
+    def entered(self) -> AbstractContextManager[None]:
+        """What this thread starts within runs there."""
+
+
+class ThisMachine:
+    """Nothing special: the loopback address."""
+
+    address = HOST
+
+    def entered(self) -> AbstractContextManager[None]:
+        """Already there."""
+        return nullcontext()
+
+
 class ServerProcess:
     """One server, and what can be done to it.
 
@@ -132,10 +155,12 @@ class ServerProcess:
         command: its command line, the same at each start.
         data: its data directory, where `ready.json` appears.
         log: the file that takes what it prints, appended to at each start.
+        machine: where it runs.
     """
 
-    def __init__(self, name: str, command: Sequence[str], data: Path, log: Path) -> None:
+    def __init__(self, name: str, command: Sequence[str], data: Path, log: Path, machine: Machine | None = None) -> None:
         self.name = name
+        self.machine = machine or ThisMachine()
         self.command = list(command)
         self.data = data
         self.log = log
@@ -174,7 +199,7 @@ class ServerProcess:
             raise RuntimeError(f"{self.name} is running already, as process {self.pid}")
         self.data.mkdir(parents=True, exist_ok=True)
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab") as log:
+        with self.log.open("ab") as log, self.machine.entered():
             self._process = subprocess.Popen(
                 self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment(), start_new_session=True
             )
