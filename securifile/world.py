@@ -7,7 +7,7 @@ from collections.abc import Callable
 import attrs
 from twisted.internet.interfaces import IReactorTime
 
-from securifile.protocol.wire import Connector, Identify
+from securifile.protocol.wire import Connector, Identify, Traffic
 
 
 @attrs.frozen(kw_only=True)
@@ -23,3 +23,5 @@ class World:
     """A random integer from 0 to its argument - 1."""
     connector: Connector
     identify: Identify
+    traffic: Traffic = attrs.Factory(Traffic)
+    """Counts what goes between this server and others."""

@@ -94,6 +94,7 @@ class Node:
             url=me.url,
             protocol_address=str(me.protocol_address),
             boot=me.boot,
+            sidecars=stores.blobs.sidecars,
         )
         self._verification = Verification(
             clock=clock,
@@ -131,7 +132,12 @@ class Node:
             ask_admin=self.acting.ask_admin,
         )
         self._pool = BulkPool(
-            clock=clock, connector=world.connector, here=me.identity, locate=self.cluster.identity_of, identify=world.identify
+            clock=clock,
+            connector=world.connector,
+            here=me.identity,
+            locate=self.cluster.identity_of,
+            identify=world.identify,
+            traffic=world.traffic,
         )
         self.authenticator = Authenticator(self.acting, BasicCache(clock, world.random))
         self.lookup = Lookup(self.acting)
@@ -235,6 +241,7 @@ class Node:
             expected=PeerIdentity(cluster=self._me.cluster, kind=server.kind, name=server.name),
             here=self._me.identity,
             handlers=handlers,
+            traffic=self._world.traffic,
         )
 
     def _why_silent(self) -> str | None:

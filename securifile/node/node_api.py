@@ -58,7 +58,7 @@ def node_app(*, name: str, tls: bool, api: SharedApi, cluster: Cluster, index: I
     async def metrics_route(request: Request, access: Access) -> Answer | Streamed:
         if not access.signed_in.person.administrator:
             raise Refusal(Code.FORBIDDEN, "Only administrators may see this.")
-        lines = "".join(f"securifile_{key} {value:g}\n" for key, value in sorted(metrics().items())).encode("ascii")
+        lines = "".join(f"securifile_{key} {value:.15g}\n" for key, value in sorted(metrics().items())).encode("ascii")
         sink = request.start(200, [(b"Content-Type", b"text/plain; version=0.0.4")], len(lines))
         await sink.write(lines)
         sink.finish()

@@ -47,7 +47,7 @@ from securifile.protocol.messages import RenewCertificate, RenewedCertificate
 from securifile.protocol.sniff import http_answer, plain_only, tls_only
 from securifile.protocol.tls import Credentials, CurrentCredentials, identify, tls_connector, tls_factory
 from securifile.protocol.transport import ControlAndBulkFactory, tcp_connector
-from securifile.protocol.wire import claimed
+from securifile.protocol.wire import Traffic, claimed
 from securifile.sql.sqlite import DatabaseDamaged, SqliteDatabase
 from securifile.world import World
 
@@ -167,24 +167,25 @@ class NodeService(Service):
             clock=clock,
             random=os.urandom,
         )
+        world = World(
+            clock=clock,
+            wall=time.time,
+            random=os.urandom,
+            below=secrets.randbelow,
+            connector=connector,
+            identify=identify if tls else claimed,
+        )
         node = Node(
-            World(
-                clock=clock,
-                wall=time.time,
-                random=os.urandom,
-                below=secrets.randbelow,
-                connector=connector,
-                identify=identify if tls else claimed,
-            ),
+            world,
             Stores(blobs=blobs, index=index, audit=spool, worker=worker, audit_kept=sender.confirmed),
             me,
         )
-        await self._listen_to_peers(node, index, me.identity, current)
+        await self._listen_to_peers(node, index, me.identity, current, world.traffic)
         await node.start()
         self._undo.append(node.stop)
         sender.startService()
         self._undo.append(sender.stopService)
-        await self._listen_to_people(node, index, certificate)
+        await self._listen_to_people(node, index, certificate, world.traffic)
         self._renew_later(node.acting, identity, current, certificate)
 
     async def _identity(self, url: str, address: HostPort) -> tuple[Identity, Membership]:
@@ -220,7 +221,7 @@ class NodeService(Service):
         self._undo.append(database.close)
         return index
 
-    async def _listen_to_peers(self, node: Node, index: Index, here: PeerIdentity, current: CurrentCredentials) -> None:
+    async def _listen_to_peers(self, node: Node, index: Index, here: PeerIdentity, current: CurrentCredentials, traffic: Traffic) -> None:
         tls = self._options.tls
         factory = ControlAndBulkFactory(
             clock=self._reactor,
@@ -229,6 +230,7 @@ class NodeService(Service):
             handlers=node.handlers,
             bulk=node.bulk,
             identify=identify if tls else claimed,
+            traffic=traffic,
         )
         index.listen(lambda fact: factory.drop(fact.name) if isinstance(fact, ServerGone) else None)
         listening = tls_only(tls_factory(self._reactor, current, factory)) if tls else plain_only(factory)
@@ -236,7 +238,7 @@ class NodeService(Service):
         self._undo.append(factory.close_all)
         self._undo.append(port.stopListening)
 
-    async def _listen_to_people(self, node: Node, index: Index, certificate: HttpsCertificate) -> None:
+    async def _listen_to_people(self, node: Node, index: Index, certificate: HttpsCertificate, traffic: Traffic) -> None:
         tls = self._options.tls
         api = SharedApi(
             clock=self._reactor,
@@ -251,7 +253,7 @@ class NodeService(Service):
             api=api,
             cluster=node.cluster,
             index=index,
-            metrics=lambda: {**node_metrics(node.cluster, index), **node.scrub.metrics},
+            metrics=lambda: {**node_metrics(node.cluster, index), **node.scrub.metrics, **traffic.metrics},
         )
         factory = http_factory(app, self._reactor, HttpLimits(), wall=time.time)
         listening = tls_only(https_factory(self._reactor, certificate, factory), HTTPS_ONLY) if tls else plain_only(factory)

@@ -42,7 +42,7 @@ from securifile.protocol.connection import (
 from securifile.protocol.frames import DATA_BYTES_MAX
 from securifile.protocol.messages import BlobFollows, BlobStored, FetchBlob, Refused, StoreBlob
 from securifile.protocol.rpc import refusal_from, refused_from
-from securifile.protocol.wire import Connector, Identify, NotAcceptable, Wire, claimed, open_wire
+from securifile.protocol.wire import Connector, Identify, NotAcceptable, Traffic, Wire, claimed, open_wire
 
 UNREAD_BYTES_MAX = 1024 * 1024
 """Received and not consumed, before the socket is not read any more: four frames."""
@@ -542,6 +542,7 @@ class BulkPool:
         idle_s: how long.
         stall_s: see above.
         connect_s: how long connecting may take.
+        traffic: where the bytes of the connections are counted.
     """
 
     _log = Logger()
@@ -558,6 +559,7 @@ class BulkPool:
         idle_s: float = IDLE_S,
         stall_s: float = STALL_S,
         connect_s: float = CONNECT_S,
+        traffic: Traffic | None = None,
     ) -> None:
         self._clock = clock
         self._connector = connector
@@ -568,6 +570,7 @@ class BulkPool:
         self._idle_s = idle_s
         self._stall_s = stall_s
         self._connect_s = connect_s
+        self._traffic = traffic
         self._idle: dict[tuple[HostPort, PeerIdentity], list[tuple[_BulkClient, IDelayedCall]]] = {}
         self._all: dict[_BulkClient, None] = {}
         self._stopped = False
@@ -645,6 +648,7 @@ class BulkPool:
             identify=self._identify,
             judge=judge,
             open_session=_BulkClient,
+            traffic=self._traffic,
         )
         await open_wire(self._connector(address, expected), wire, self._connect_s)
         client = cast(_BulkClient, wire.session)

@@ -34,7 +34,7 @@ from securifile.protocol.connection import (
     TooManyRequests,
 )
 from securifile.protocol.messages import Message, Refused
-from securifile.protocol.wire import Connector, Identify, NotAcceptable, Wire, claimed, open_wire
+from securifile.protocol.wire import Connector, Identify, NotAcceptable, Traffic, Wire, claimed, open_wire
 
 Handlers = Mapping[type, Callable[["Peer", Any], Awaitable[Any]]]
 """What to do with each class of request: a coroutine function of the peer and the message, giving the answer."""
@@ -274,6 +274,7 @@ class Link:
         handlers: what we answer on this connection.
         on_connected: called with each new `Peer`.
         on_lost: called with a `Peer` that was lost.
+        traffic: where the bytes of the connection are counted.
     """
 
     _log = Logger()
@@ -291,6 +292,7 @@ class Link:
         handlers: Handlers,
         on_connected: Callable[[Peer], None] = _nothing,
         on_lost: Callable[[Peer], None] = _nothing,
+        traffic: Traffic | None = None,
     ) -> None:
         self.expected = expected
         self.peer: Peer | None = None
@@ -304,6 +306,7 @@ class Link:
         self._handlers = handlers
         self._on_connected = on_connected
         self._on_lost = on_lost
+        self._traffic = traffic
         self._running: Deferred[None] | None = None
         self._waiting: list[Deferred[Peer]] = []
         self._problem = "not connected yet"
@@ -398,6 +401,7 @@ class Link:
             identify=self._identify,
             judge=self._judge,
             open_session=lambda opened: Peer(opened, self._handlers),
+            traffic=self._traffic,
         )
         try:
             endpoint = self._connector(self._address, self.expected)

@@ -23,7 +23,7 @@ from securifile.protocol.bulk import STALL_S, BulkHandlers, BulkServer
 from securifile.protocol.connection import Connection, PeerIdentity, Purpose, Side
 from securifile.protocol.rpc import Handlers, Peer
 from securifile.protocol.sniff import address_words
-from securifile.protocol.wire import Connector, Identify, NotAcceptable, NotAMember, Session, Wire, claimed
+from securifile.protocol.wire import Connector, Identify, NotAcceptable, NotAMember, Session, Traffic, Wire, claimed
 
 CONNECTIONS_MAX = 4096
 """On one port, strangers included; beyond, new ones are closed at once."""
@@ -46,6 +46,7 @@ class ControlAndBulkFactory(Factory):
         on_connected: called with each `Peer` that has connected.
         on_lost: called with each of those that is gone.
         stall_s: see `bulk`.
+        traffic: where the bytes of the connections are counted.
     """
 
     noisy = False
@@ -67,6 +68,7 @@ class ControlAndBulkFactory(Factory):
         on_connected: Callable[[Peer], None] = _nothing,
         on_lost: Callable[[Peer], None] = _nothing,
         stall_s: float = STALL_S,
+        traffic: Traffic | None = None,
     ) -> None:
         self._clock = clock
         self._here = here
@@ -77,6 +79,7 @@ class ControlAndBulkFactory(Factory):
         self._on_connected = on_connected
         self._on_lost = on_lost
         self._stall_s = stall_s
+        self._traffic = traffic
         self._wires: dict[Wire, Deferred[None]] = {}
         self._closing = False
 
@@ -91,6 +94,7 @@ class ControlAndBulkFactory(Factory):
             identify=self._identify,
             judge=self._judge,
             open_session=self._open,
+            traffic=self._traffic,
         )
         self._wires[wire] = wire.when_gone().addCallback(lambda _: self._wires.pop(wire, None) and None)
         return wire

@@ -7,9 +7,11 @@ The wire owns the socket; the session owns the meaning.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
+import attrs
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.error import ConnectingCancelledError
 from twisted.internet.interfaces import (
@@ -37,6 +39,7 @@ from securifile.protocol.connection import (
     HelloReceived,
     PeerIdentity,
     ProtocolFailed,
+    Purpose,
     Side,
 )
 from securifile.protocol.messages import Refused
@@ -49,6 +52,20 @@ LINGER_S = 2.0
 
 Connector = Callable[[HostPort, PeerIdentity], IStreamClientEndpoint]
 """How to reach the server at this address that is expected to be this one."""
+
+
+@attrs.frozen
+class Traffic:
+    """How many bytes went between this server and others since it was started, by the purpose of the connection; before encryption."""
+
+    received: Counter[Purpose] = attrs.Factory(Counter)
+    sent: Counter[Purpose] = attrs.Factory(Counter)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What `/metrics` tells, by name."""
+        ways = {"received": self.received, "sent": self.sent}
+        return {f"{purpose.value}_{way}_bytes_total": float(count[purpose]) for way, count in ways.items() for purpose in Purpose}
 
 
 class Session(Protocol):
@@ -98,6 +115,7 @@ class Wire(TwistedProtocol):
         identify: reads the other end's certificate.
         judge: raises `NotAcceptable` when this peer is not welcome (not a member, not who was expected).
         open_session: makes the session when both hellos are exchanged.
+        traffic: where its bytes are counted.
     """
 
     _log = Logger()
@@ -110,6 +128,7 @@ class Wire(TwistedProtocol):
         identify: Identify,
         judge: Callable[[PeerIdentity], None],
         open_session: Callable[[Wire], Session],
+        traffic: Traffic | None = None,
     ) -> None:
         self.clock = clock
         self.connection = connection
@@ -117,6 +136,7 @@ class Wire(TwistedProtocol):
         self._identify = identify
         self._judge = judge
         self._open_session = open_session
+        self._traffic = Traffic() if traffic is None else traffic
         self._session: Session | None = None
         self._opened: list[Deferred[None]] = []
         self._gone_waiting: list[Deferred[None]] = []
@@ -165,6 +185,7 @@ class Wire(TwistedProtocol):
         """Hand bytes made by `connection` to the transport."""
         if data and not self.gone:
             self._transport.write(data)
+            self._count(self._traffic.sent, data)
 
     def hold(self) -> None:
         """Take nothing more from the other end until `unhold`."""
@@ -220,7 +241,8 @@ class Wire(TwistedProtocol):
         for event in self.connection.receive(data):
             self._handle(event)
             if self.gone:
-                return
+                break
+        self._count(self._traffic.received, data)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The connection is gone."""
@@ -328,6 +350,11 @@ class Wire(TwistedProtocol):
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
         self._timer = self.clock.callLater(delay_s, action)
+
+    def _count(self, counter: Counter[Purpose], data: bytes) -> None:
+        # Before its hello has come nobody knows what a connection is for.
+        if self.connection.purpose is not None:
+            counter[self.connection.purpose] += len(data)
 
     def _address(self) -> str:
         return address_of(self._transport)

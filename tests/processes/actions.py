@@ -42,6 +42,12 @@ def get(http: Http, path: str) -> Response:
     return http.request("GET", files(path), follow=True)
 
 
+def metric(http: Http, key: str) -> float:
+    """One of the figures without labels that a server shows an administrator at `/metrics`."""
+    text = http.request("GET", "/metrics").must(200).body.decode()
+    return next(float(line.split()[1]) for line in text.splitlines() if line.startswith(f"{key} "))
+
+
 @attrs.define
 class Attempt:
     """One try of something that may fail for a while."""

@@ -8,12 +8,25 @@ runs it until SIGTERM, and writes how to connect to `DIRECTORY/dsn` as soon as i
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import psycopg2
+
+from securifile.admin.postgres import DATABASE, ROLE
+from securifile.local.cluster import LocalCluster
 from securifile.local.processes import ServerProcess, eventually, write_atomically
 
 DSN = "dsn"
+
+
+def ask_catalogue(cluster: LocalCluster, statement: str) -> list[tuple[Any, ...]]:
+    """What the embedded PostgreSQL of a cluster answers to a question, as whoever runs the servers may ask it."""
+    host = cluster.admin.data / "postgres" / "data"
+    with closing(psycopg2.connect(host=str(host), user=ROLE, dbname=DATABASE)) as connection, connection.cursor() as cursor:
+        cursor.execute(statement)
+        return list(cursor.fetchall())
 
 
 class Database:

@@ -16,6 +16,7 @@ from securifile.protocol.connection import PeerIdentity
 from securifile.protocol.memory import MemoryNetwork
 from securifile.protocol.rpc import Link, Peer
 from securifile.protocol.transport import ControlAndBulkFactory
+from securifile.protocol.wire import Traffic
 
 T = TypeVar("T")
 
@@ -36,6 +37,8 @@ class Rig:
     left: list[Peer] = attrs.field(factory=list)
     connected: list[Peer] = attrs.field(factory=list)
     lost: list[Peer] = attrs.field(factory=list)
+    traffic: Traffic = attrs.field(factory=Traffic)
+    """Of n1."""
 
     def __attrs_post_init__(self) -> None:
         self.network = MemoryNetwork(self.clock)
@@ -51,6 +54,7 @@ class Rig:
             on_connected=self.arrived.append,
             on_lost=self.left.append,
             stall_s=stall_s,
+            traffic=self.traffic,
         )
         self.network.listen(AT_N1, factory)
         return factory

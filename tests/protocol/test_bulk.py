@@ -19,6 +19,7 @@ from securifile.model.interfaces import IByteSink, IByteSource
 from securifile.protocol.bulk import UNREAD_BYTES_MAX, BulkPool, OutgoingTransfer
 from securifile.protocol.connection import PeerIdentity
 from securifile.protocol.messages import BlobFollows, BlobStored, FetchBlob, StoreBlob
+from securifile.protocol.wire import Traffic
 from tests.protocol.cluster import Rig
 
 ATTEMPT = AttemptId(b"a" * 16)
@@ -147,6 +148,20 @@ def test_fetch(rig: Rig) -> None:
     follows, data = rig.result(_fetch_all(start(rig, blobs)), steps=1000)
     assert (follows, data) == (BlobFollows(size=1000), b"".join(chunks))
     assert blobs.source.closed
+
+
+def test_bytes_are_counted(rig: Rig) -> None:
+    """Both ends count what went over a connection, by its purpose: the contents, and little beside them."""
+    blobs = Blobs(source=Source([b"y" * MIB]))
+    mine = Traffic()
+    pool = start(rig, blobs, traffic=mine)
+    rig.result(_write_all(begin(rig, pool), [b"x" * MIB, b"x" * MIB]), steps=1000)
+    rig.result(_fetch_all(pool), steps=1000)
+    theirs = rig.traffic
+    assert (mine.sent, mine.received) == (theirs.received, theirs.sent)
+    assert 2 * MIB < mine.metrics["bulk_sent_bytes_total"] < 2.01 * MIB
+    assert MIB < mine.metrics["bulk_received_bytes_total"] < 1.01 * MIB
+    assert mine.metrics["control_sent_bytes_total"] == mine.metrics["control_received_bytes_total"] == 0
 
 
 def test_connections_are_kept(rig: Rig) -> None:
