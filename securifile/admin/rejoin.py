@@ -2,6 +2,7 @@
 
     a node is down, not offline, answers, and has caught up
       -> a nonce is drawn; every other node that answers is asked to verify it (`Verify`)
+      -> it verifies itself what none of those holds: files without a replica, or whose other holders are away
       -> all verdicts good: admitted (running, with the boot that was verified); else: failed
 
 See `docs/decisions/0010-returning-nodes.md`.
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import attrs
 from twisted.internet.defer import CancelledError, Deferred, DeferredList
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -95,20 +97,26 @@ class Rejoins:
         asked = m.Verify(subject=subject, nonce=self._random(NONCE_BYTES), position=self._catalogue.ledger.position)
         self._log.info("{subject} returns; it is verified by {challengers}", subject=subject, challengers=challengers or "itself")
         self._note("verification", subject, f"by {', '.join(challengers) or 'itself'}")
-        reports = await self._reports(asked, challengers or [subject])
-        if not reports:
+        reports = await self._reports(asked, challengers)
+        if challengers and not reports:
             # All challengers are gone: no verdict at all, and the next round asks again.
             return
+        if failure_of(reports) is None:
+            # What none of them holds, or none of them came to, is left for itself.
+            own = await self._reports(attrs.evolve(asked, challengers=tuple(report.challenger for report in reports)), [subject])
+            if not own and self._is_still(subject, boot):
+                return
+            reports += own
         for report in reports:
             self._note_report(subject, report)
-        if self._boot_of(subject) != boot or not self._heartbeats.is_answering(subject):
-            reason: str | None = "it stopped answering while it was verified"
-        else:
-            reason = failure_of(reports)
+        reason = failure_of(reports) if self._is_still(subject, boot) else "it stopped answering while it was verified"
         change = await self._catalogue.members.rejoined(subject, boot, reason is None, self._may)
         for one in change.answer:
             self._log.info("{subject} is {after}{why}", subject=subject, after=one.after, why="" if reason is None else f": {reason}")
             self._note("status", subject, f"{one.before} -> {one.after}" + ("" if reason is None else f": {reason}"))
+
+    def _is_still(self, subject: str, boot: str) -> bool:
+        return self._boot_of(subject) == boot and self._heartbeats.is_answering(subject)
 
     async def _reports(self, asked: m.Verify, challengers: Sequence[str]) -> list[Report]:
         asking = [self._ask(name, asked, REPORT_S) for name in challengers]
@@ -126,6 +134,8 @@ class Rejoins:
         return reports
 
     def _note_report(self, subject: str, report: Report) -> None:
+        if report.challenger == subject and not report.files:
+            return
         detail = f"by {report.challenger}: {report.files} files, {report.bytes} bytes{'' if report.whole else ' (blocks picked by chance)'}"
         detail += f", {report.bad_count} bad" if report.bad_count else ", all good"
         if report.interrupted is not None:

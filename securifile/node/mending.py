@@ -134,7 +134,16 @@ class Mending:
             except FAILED as error:
                 self._log.error("{file} cannot be repaired: {problem}", file=str(file.id), problem=str(error))
                 lost.append(file.id)
+                await self._tell_lost(file, str(error))
         return m.Repaired(checked=len(files), fetched=fetched, lost=tuple(lost[:LOST_NAMED_MAX]))
+
+    async def _tell_lost(self, file: File, problem: str) -> None:
+        """Have the catalogue know that this node has it not. Otherwise it would fail at each return, for what nobody can give back."""
+        try:
+            reason = f"repair could not fetch it: {problem}"
+            await self._acting.ask_admin(m.CopyBad(file=file.id, attempt=file.version.attempt, reason=reason))
+        except (Refusal, OutcomeUnknown) as error:
+            self._log.warn("the catalogue does not know yet that {file} is not here: {problem}", file=str(file.id), problem=str(error))
 
     async def _is_whole(self, file: File) -> bool:
         """Whether the blob is here, every block of it sound, and its recorded digest the version's."""

@@ -1,7 +1,8 @@
 """Verification: this node as challenger of a returning one, and as prover when it returns itself.
 
 The rules are in `model/verification.py`; here disks are read and questions sent. The challenger asks in batches and reads its own copies
-meanwhile. The prover reads each blob once a rejoin, however many challengers ask for it.
+meanwhile. The prover reads each blob once a rejoin, however many challengers ask for it. What no challenger holds, it is asked to check
+against the recorded digests itself.
 """
 
 from __future__ import annotations
@@ -117,7 +118,10 @@ class Verification:
 
     async def _verify(self, peer: Peer, asked: m.Verify) -> m.Verified:
         await self._index.reached(asked.position)
-        files = await directory.shared_files(self._index.sql, self._name, asked.subject)
+        if asked.subject == self._name:
+            files = await directory.files_alone(self._index.sql, self._name, asked.challengers)
+        else:
+            files = await directory.shared_files(self._index.sql, self._name, asked.subject)
         total = sum(file.version.size for file in files)
         whole = total <= self._settings().verification_budget_s * READ_BYTES_S
         self._log.info("verifying {subject}: {files} files, {bytes} bytes", subject=asked.subject, files=len(files), bytes=total)
@@ -173,13 +177,21 @@ class Verification:
                 m.ChallengeItem(file=file.id, attempt=file.version.attempt, algorithm=file.version.algorithm) for file in batch.files
             ),
         )
-        if asked.subject == self._name:
-            return (await self._answer(challenge)).proofs
         timeout_s = PROGRESS_S + batch.bytes / SLOWEST_BYTES_S
+        if asked.subject == self._name:
+            return (await self._ask_itself(challenge, timeout_s)).proofs
         answer: m.Proofs = await self._reach(asked.subject, challenge, timeout_s)
         if [proof.attempt for proof in answer.proofs] != [item.attempt for item in challenge.items]:
             raise Refusal(Code.BUG, f"{asked.subject} answers for other files than it was asked for")
         return answer.proofs
+
+    async def _ask_itself(self, challenge: m.Challenge, timeout_s: float) -> m.Proofs:
+        """A disk that hangs must not be waited for by anybody, its own node included."""
+
+        def late(_: object, waited_s: float) -> Failure:
+            return Failure(DeadlineExceeded(f"the disk of {self._name} gave nothing for {waited_s:g} s"))
+
+        return await Deferred.fromCoroutine(self._answer(challenge)).addTimeout(timeout_s, self._clock, late)
 
     async def _reach(self, subject: str, challenge: m.Challenge, timeout_s: float) -> m.Proofs:
         """The answer; a connection that is not there, or was lost, may come back for as long as the answer might have taken."""

@@ -351,6 +351,8 @@ class Verify:
     nonce: bytes
     position: Position
     """The subject has caught up to here; the asked node answers from an index that has, too."""
+    challengers: tuple[str, ...] = ()
+    """To the subject itself: who has verified it; only what none of these holds is left to be asked for."""
 
 
 @attrs.frozen(kw_only=True)

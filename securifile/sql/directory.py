@@ -286,6 +286,17 @@ async def shared_files(sql: Any, one: str, other: str) -> list[File]:
     return [entry for entry in await _with_copies(sql, rows) if isinstance(entry, File)]
 
 
+async def files_alone(sql: Any, node: str, others: Sequence[str]) -> list[File]:
+    """Files whose current version the node holds durably and none of the others does, by id."""
+    rows = await sql.query(
+        f"SELECT {', '.join('entries.' + column for column in ENTRY_COLUMNS.split(', '))} FROM entries"
+        " JOIN copies AS mine ON mine.file = entries.id AND mine.node = :node AND mine.durable WHERE NOT EXISTS"
+        " (SELECT 1 FROM copies AS other WHERE other.file = entries.id AND other.durable AND other.node IN :others) ORDER BY entries.id",
+        {"node": node, "others": tuple(others)},
+    )
+    return [entry for entry in await _with_copies(sql, rows) if isinstance(entry, File)]
+
+
 async def pending_on(sql: Any, node: str) -> list[File]:
     """Files whose current version the node should have and is not known to have, by id."""
     rows = await sql.query(

@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 import pytest
 import pytest_twisted
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 
 from securifile.admin.rejoin import REPORT_S, Rejoins
@@ -47,6 +47,8 @@ class Returning:
         self.heartbeats = FakeHeartbeats()
         self.boots: dict[str, str] = {"n1": "", "n2": "", "n3": "second life"}
         self.behind: set[str] = set()
+        self.all_shared = True
+        """Whether a returning node has nothing that no challenger holds."""
         self.audit = MemoryAudit()
         heartbeats: Any = self.heartbeats
         self.rejoins = Rejoins(
@@ -54,13 +56,18 @@ class Returning:
             wall=lambda: self.world.now + self.clock.seconds(),
             name="admin1",
             catalogue=self.world.catalogue,
-            ask=self.ask,
+            ask=self._ask,
             heartbeats=heartbeats,
             boot_of=self.boots.get,
             has_caught_up=lambda name: name not in self.behind,
             random=self.world.random.randbytes,
             audit=self.audit,
         )
+
+    def _ask(self, name: str, message: Any, timeout_s: float) -> Deferred[Any]:
+        if name == message.subject and message.challengers and self.all_shared:
+            return succeed(m.Verified(report=Report(challenger=name, files=0, bytes=0, whole=True)))
+        return self.ask(name, message, timeout_s)
 
     async def open(self) -> None:
         await self.world.open()
@@ -260,6 +267,56 @@ def test_with_nobody_else_it_verifies_itself(returning: Returning) -> None:
     returning.report("n3")
     assert returning.status() is Status.RUNNING
     assert returning.events("verification")[0] == ("n3", "by itself")
+
+
+def test_what_no_challenger_holds_it_verifies_itself(returning: Returning) -> None:
+    """After the others: it is told whose lists are done, and its own verdict on the rest counts as much as theirs."""
+    returning.all_shared = False
+    returning.rejoins.look()
+    returning.report("n1")
+    assert returning.asked == [("n2", "n3")]
+    returning.report("n2")
+    assert (returning.asked, returning.status()) == ([("n3", "n3")], Status.DOWN)
+    asked = returning.question("n3").message
+    assert asked.challengers == ("n1", "n2")
+    returning.report("n3", bad=(BAD,), bad_count=1)
+    assert returning.status() is Status.FAILED
+    assert returning.events("verdict")[-1] == ("n3", "by n3: 10 files, 100 bytes, 1 bad")
+
+
+def test_what_a_lost_challenger_would_have_asked_for_is_verified_all_the_same(returning: Returning) -> None:
+    """Only those that gave a verdict are named to the returning node."""
+    returning.all_shared = False
+    returning.rejoins.look()
+    returning.question("n1").lose()
+    returning.report("n2")
+    assert returning.question("n3").message.challengers == ("n2",)
+    returning.report("n3")
+    assert returning.status() is Status.RUNNING
+
+
+def test_a_node_that_has_failed_need_not_verify_itself(returning: Returning) -> None:
+    """One bad verdict is enough."""
+    returning.all_shared = False
+    returning.rejoins.look()
+    returning.report("n1", bad=(BAD,), bad_count=1)
+    returning.report("n2")
+    assert (returning.asked, returning.status()) == ([], Status.FAILED)
+
+
+@pytest.mark.parametrize("why", ["connection", "another process", "silent"])
+def test_without_its_own_verdict_nobody_is_admitted(returning: Returning, why: str) -> None:
+    """A connection that was lost is no verdict: it begins anew. A process that is gone or silent was interrupted."""
+    returning.all_shared = False
+    returning.rejoins.look()
+    returning.report("n1")
+    returning.report("n2")
+    if why == "another process":
+        returning.boots["n3"] = "third life"
+    elif why == "silent":
+        returning.heartbeats.answering.remove("n3")
+    returning.question("n3").lose()
+    assert returning.status() is (Status.DOWN if why == "connection" else Status.FAILED)
 
 
 @pytest_twisted.ensureDeferred

@@ -67,12 +67,16 @@ class FakeActing:
     world: World
     problem: Exception | None = None
     told: list[m.CopyMade] = attrs.field(factory=list)
+    told_bad: list[EntryId] = attrs.field(factory=list)
     unavailable: set[str] = attrs.field(factory=set)
 
-    def ask_admin(self, message: m.CopyMade) -> Deferred[m.Done]:
+    def ask_admin(self, message: m.CopyMade | m.CopyBad) -> Deferred[m.Done]:
         """See `Acting`."""
         if self.problem is not None:
             return fail(self.problem)
+        if isinstance(message, m.CopyBad):
+            self.told_bad.append(message.file)
+            return succeed(m.Done())
         self.told.append(message)
         self.world.durable(message.file)
         return succeed(m.Done())
@@ -374,7 +378,7 @@ def test_repair_reads_everything_and_fetches_what_is_bad() -> None:
 
 
 def test_what_nobody_has_is_lost() -> None:
-    """Repair names what it could not fetch from anybody, and goes on with the others."""
+    """Repair names what it could not fetch from anybody, has the catalogue note that it is not here, and goes on with the others."""
     world = World()
     lost = world.file(1, b"the last one", on=(), here=True)
     gone = world.file(2, b"was on n2", on=("n2",), here=True)
@@ -385,3 +389,15 @@ def test_what_nobody_has_is_lost() -> None:
     assert world.repair() == m.Repaired(checked=3, fetched=1, lost=(lost.id, gone.id))
     assert world.content(fine) == b"on n3"
     assert lost.version.attempt in world.blobs.quarantined
+    assert world.acting.told_bad == [lost.id, gone.id]
+
+
+def test_what_is_lost_is_named_though_the_catalogue_cannot_be_told() -> None:
+    """The next repair tells it."""
+    world = World()
+    lost = world.file(1, b"the last one", on=(), here=True)
+    world.acting.problem = Refusal(Code.CATALOGUE_UNAVAILABLE, "nobody answers")
+    assert world.repair() == m.Repaired(checked=1, fetched=0, lost=(lost.id,))
+    world.acting.problem = None
+    assert world.repair() == m.Repaired(checked=1, fetched=0, lost=(lost.id,))
+    assert world.acting.told_bad == [lost.id]

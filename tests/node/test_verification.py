@@ -189,10 +189,10 @@ class World:
         writers[0].write(content)
         writers[0].finish(file.id, file.version.number)
 
-    def verify(self, challenger: str, subject: str, nonce: bytes = NONCE) -> list[Any]:
+    def verify(self, challenger: str, subject: str, nonce: bytes = NONCE, challengers: tuple[str, ...] = ()) -> list[Any]:
         """Have a node verify another: the outcome, once there is one."""
         outcome: list[Any] = []
-        asked = m.Verify(subject=subject, nonce=nonce, position=self.position)
+        asked = m.Verify(subject=subject, nonce=nonce, position=self.position, challengers=challengers)
         Deferred.fromCoroutine(self.handle(challenger, asked)).addBoth(outcome.append)
         return outcome
 
@@ -202,9 +202,9 @@ class World:
         Deferred.fromCoroutine(self.handle(name, challenge)).addCallback(outcome.append)
         return outcome[0].proofs
 
-    def report(self, challenger: str, subject: str, nonce: bytes = NONCE) -> Report:
+    def report(self, challenger: str, subject: str, nonce: bytes = NONCE, challengers: tuple[str, ...] = ()) -> Report:
         """What it finds, at once."""
-        return reported(self.verify(challenger, subject, nonce))
+        return reported(self.verify(challenger, subject, nonce, challengers))
 
 
 def reported(outcome: list[Any]) -> Report:
@@ -535,6 +535,42 @@ def test_a_node_verifies_itself() -> None:
     report = world.report("n2", "n2", b"m" * 32)
     assert verdicts(report) == [(1, Verdict.CORRUPT), (2, Verdict.MISSING)]
     assert (report.own_bad, world.nodes["n2"].own_bad, world.asked) == (0, [], [])
+
+
+def test_every_copy_is_verified_by_somebody() -> None:
+    """What no challenger holds durably, without a replica or with all other holders away, the returning node checks itself."""
+    alone: dict[tuple[str, ...], dict[str, Any]] = {
+        ("n2",): {},
+        ("n2", "n3"): {},
+        ("n2", "n1"): {"pending": ("n1",)},
+    }
+    for holders, more in alone.items():
+        for spoil in (None, "damage", "drop"):
+            world = World()
+            on = tuple(name for name in holders if name not in more.get("pending", ()))
+            file = world.file(1, b"of one", on=on, **more)
+            world.file(2, b"of both", on=("n1", "n2"))
+            if spoil == "damage":
+                world.nodes["n2"].blobs.damage(file.version.attempt, 0)
+            elif spoil == "drop":
+                world.nodes["n2"].blobs.drop(file.version.attempt)
+            assert world.report("n1", "n2").bad_count == 0
+            own = world.report("n2", "n2", challengers=("n1",))
+            assert own.files == 1
+            expected = {None: [], "damage": [(1, Verdict.CORRUPT)], "drop": [(1, Verdict.MISSING)]}
+            assert verdicts(own) == expected[spoil]
+
+
+def test_a_disk_that_hangs_interrupts_its_own_node() -> None:
+    """Nobody waits for ever for a node that verifies itself."""
+    world = World()
+    world.file(1, b"of one", on=("n2",))
+    world.nodes["n2"].worker.is_waiting = True
+    outcome = world.verify("n2", "n2", challengers=("n1",))
+    world.clock.advance(PROGRESS_S - 1)
+    assert outcome == []
+    world.clock.advance(2)
+    assert (reported(outcome).interrupted or "").startswith("the disk of n2 gave nothing for 15")
 
 
 def test_the_prover_reads_each_blob_once() -> None:

@@ -116,6 +116,28 @@ async def test_lists_are_complete_page_by_page(tables: Tables, past: History) ->
     await tables.do(ask)
 
 
+@pytest.mark.parametrize("past", PASTS)
+@pytest_twisted.ensureDeferred
+async def test_what_a_node_holds_is_shared_with_others_or_its_alone(tables: Tables, past: History) -> None:
+    """Whichever of the other nodes are asked: what they share with it, and what none of them holds, is together all that it holds."""
+    await tables.empty()
+    await tables.apply(past.facts)
+    files = {entry.id: entry for entry in past.world.entries.values() if isinstance(entry, f.File)}
+
+    async def ask(sql: Any) -> None:
+        for node in NODES:
+            held = {id_ for id_, file in files.items() if node in file.version.holders}
+            assert {file.id for file in await directory.shared_files(sql, node, node)} == held
+            for number in range(2 ** len(NODES)):
+                others = [other for at, other in enumerate(NODES) if number >> at & 1 and other != node]
+                shared = {file.id for other in others for file in await directory.shared_files(sql, other, node)}
+                alone = await directory.files_alone(sql, node, others)
+                assert [file.id for file in alone] == sorted(held - shared)
+                assert all(files[file.id] == file for file in alone)
+
+    await tables.do(ask)
+
+
 @pytest_twisted.ensureDeferred
 async def test_people_sessions_and_servers_are_found(tables: Tables) -> None:
     """Each is found by its name, and what is not there is None."""
