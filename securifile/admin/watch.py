@@ -7,7 +7,7 @@ opinions of each other; the rule of `model/matrix.py` makes a summary of them, a
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -24,7 +24,7 @@ from securifile.admin.rejoin import Rejoins
 from securifile.model.errors import Code, DatabaseUnavailable, OutcomeUnknown, Refusal, SpoolFull
 from securifile.model.facts import Change, Server
 from securifile.model.ids import BEGINNING, Position
-from securifile.model.matrix import summarise
+from securifile.model.matrix import in_doubt, judge
 from securifile.model.records import AuditRecord
 from securifile.model.servers import Status
 from securifile.protocol import messages as m
@@ -104,7 +104,7 @@ class Watch:
             roster=catalogue.roster,
             subjects=lambda: catalogue.roster.nodes,
             ask=peers.ask,
-            compose=lambda: m.Heartbeat(position=self.position, judgements=self.heartbeats.judgements),
+            compose=lambda: m.Heartbeat(position=self.position),
             judged=self._judged,
         )
         self.rejoins = Rejoins(
@@ -259,10 +259,12 @@ class Watch:
         self._seen[name] = Seen(
             at=self._wall(), position=message.position, used_bytes=message.used_bytes, available_bytes=message.available_bytes
         )
-        if self._opinions.get(name) != message.judgements or self._boots.get(name) != message.boot:
+        before = self._opinions.get(name, {})
+        if name not in self._opinions or before != message.judgements or self._boots.get(name) != message.boot:
             self._opinions[name] = dict(message.judgements)
             self._boots[name] = message.boot
-            self.reconsider()
+            told = {*before, *message.judgements}
+            self.reconsider({subject for subject in told if before.get(subject) is not message.judgements.get(subject)})
         server = self._catalogue.roster.servers.get(name)
         is_known = server is not None and server.boot == message.boot
         return m.HeartbeatAnswer(
@@ -318,20 +320,36 @@ class Watch:
 
     @property
     def opinions(self) -> dict[tuple[str, str], Status]:
-        """(observer, subject) -> status, of the nodes that have told lately.
-
-        What an observer thought before it knew of the subject's last change of status does not count: otherwise the old
-        doubts would put down again who was just admitted.
-        """
+        """(observer, subject) -> status, of the nodes that have told lately."""
         return {
             (observer, subject): status
             for observer, row in self._opinions.items()
             for subject, status in row.items()
-            if observer in self._seen and self._seen[observer].position >= self._changed.get(subject, BEGINNING)
+            if self._counts(observer, subject)
         }
 
-    def reconsider(self) -> None:
-        """Judge, if it would change anything and it is for this server to do."""
+    def _counts(self, observer: str, subject: str) -> bool:
+        """What an observer thought before it knew of the subject's last change of status does not count.
+
+        Otherwise the old doubts would put down again who was just admitted.
+        """
+        return observer in self._seen and self._seen[observer].position >= self._changed.get(subject, BEGINNING)
+
+    def _dissent(self, held: Mapping[str, Status], about: Collection[str]) -> dict[tuple[str, str], Status]:
+        """The opinions that are not the cluster's. To leave the others out changes no judgement, and they are nearly all of n squared."""
+        return {
+            (observer, subject): row[subject]
+            for observer, row in self._opinions.items()
+            for subject in about
+            if subject in row and row[subject] is not held[subject] and self._counts(observer, subject)
+        }
+
+    def reconsider(self, about: Collection[str] | None = None) -> None:
+        """Judge, if it would change anything and it is for this server to do.
+
+        Args:
+            about: those of whom somebody thinks otherwise than before; None: look at everybody, as each round does.
+        """
         if self._stopped or not self._acts:
             return
         if self._judging is not None:
@@ -340,7 +358,9 @@ class Watch:
         nodes = self._catalogue.roster.servers
         held = {name: nodes[name].status for name in self._catalogue.roster.nodes}
         gone = absent((nodes[name] for name in held), self._boots)
-        if summarise(held, self.opinions, self._own(held), gone) == held:
+        own = self._own(held)
+        dissent = self._dissent(held, held if about is None else held.keys() & set(about))
+        if all(judge(name, held, dissent, own, gone) is held[name] for name in in_doubt(held, dissent, own, gone)):
             return
         self._judging = Deferred.fromCoroutine(self._judge())
         self._judging.addErrback(self._not_judged)

@@ -24,7 +24,7 @@ Opinions = Mapping[tuple[str, str], Status]
 def _votes(subject: str, held: Mapping[str, Status], opinions: Opinions) -> list[Status]:
     return [
         opinions.get((observer, subject), held[subject])
-        for observer, status in sorted(held.items())
+        for observer, status in held.items()
         if observer != subject and status is Status.RUNNING
     ]
 
@@ -52,6 +52,13 @@ def judge(
     return Status.FAILED if Status.FAILED in votes else held[subject]
 
 
+def in_doubt(held: Mapping[str, Status], opinions: Opinions, admins: Mapping[str, Status], absent: Collection[str] = ()) -> set[str]:
+    """Of whom anybody thinks otherwise than the cluster: no other subject's judgement can change, whoever else loses its vote."""
+    doubted = {subject for (_, subject), status in opinions.items() if status is not held.get(subject)}
+    doubted |= {subject for subject, status in admins.items() if status is not held.get(subject)}
+    return {subject for subject in doubted.union(absent) if held.get(subject, Status.DOWN) is not Status.DOWN}
+
+
 def summarise(
     held: Mapping[str, Status], opinions: Opinions, admins: Mapping[str, Status], absent: Collection[str] = ()
 ) -> dict[str, Status]:
@@ -61,7 +68,7 @@ def summarise(
     """
     summary = dict(held)
     # Each round takes one judgement; a subject is judged once at most, so this ends.
-    open_subjects = set(summary)
+    open_subjects = in_doubt(held, opinions, admins, absent)
     while True:
         changing = []
         for subject in sorted(open_subjects):

@@ -247,7 +247,8 @@ def _enum(cls: type[Enum]) -> _Converter:
     def encode_member(value: Any) -> Any:
         if type(value) is not cls:
             raise _wrong(cls.__name__, value)
-        return value.value
+        # Not `.value`: that goes through a descriptor, and a heartbeat tells what its sender thinks of every other server.
+        return value._value_
 
     def decode_member(plain: Any) -> Any:
         if type(plain) not in (str, int) or plain not in members:

@@ -19,7 +19,7 @@ from securifile.model.errors import DeadlineExceeded, PeerUnreachable, Refusal
 from securifile.model.facts import Server
 from securifile.model.ids import BEGINNING, Position
 from securifile.model.roster import Roster
-from securifile.model.servers import Status
+from securifile.model.servers import ServerKind, Status
 from securifile.model.standing import FRESH_INTERVALS, Acknowledgement
 from securifile.protocol.messages import Heartbeat, HeartbeatAnswer
 
@@ -116,13 +116,17 @@ class Heartbeats:
             del self._pulses[gone]
             self.acknowledgements.pop(gone, None)
         self._number += 1
-        heartbeat = self._compose()
+        told = self._compose()
+        # Admin servers keep the matrix. Nodes do nothing with each other's judgements, and n of n words each would make n cubed.
+        brief = attrs.evolve(told, judgements={})
         for name in sorted(subjects):
             before = self._pulses.get(name) or Pulse(status=self.status_of(name))
             self._think(name, before, sending(before, self._number, self._roster.settings.heartbeats_missed_max))
             # An answer after the next round is due still shows that the peer lives; after the time to be held for down
             # nobody waits for it any more.
             timeout_s = interval_s * self._roster.settings.heartbeats_missed_max
+            server = self._roster.servers.get(name)
+            heartbeat = told if server is not None and server.kind is ServerKind.ADMIN else brief
             asking = Deferred.fromCoroutine(self._beat(name, heartbeat, timeout_s))
             self._under_way.add(asking)
             asking.addBoth(self._ended, asking)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from securifile.model.matrix import judge, summarise
+from securifile.model.matrix import in_doubt, judge, summarise
 from securifile.model.servers import Status
 
 R, D, F = Status.RUNNING, Status.DOWN, Status.FAILED
@@ -205,3 +205,24 @@ def test_the_order_of_arrival_does_not_matter(
         dict(data.draw(st.permutations(list(admins.items())))),
     )
     assert shuffled == after
+
+
+@settings(deadline=None)
+@given(
+    held=st.dictionaries(st.sampled_from(names), statuses),
+    opinions=st.dictionaries(st.tuples(st.sampled_from(names), st.sampled_from(names)), statuses, max_size=36),
+    admins=st.dictionaries(st.sampled_from(names), statuses),
+    absent=st.sets(st.sampled_from(names)),
+)
+def test_only_who_is_in_doubt_is_judged_otherwise(
+    held: dict[str, Status], opinions: dict[tuple[str, str], Status], admins: dict[str, Status], absent: set[str]
+) -> None:
+    """Of all others the judgement is what they are held for; and opinions that agree with the cluster may be left out."""
+    doubted = in_doubt(held, opinions, admins, absent)
+    for name in held.keys() - doubted:
+        assert judge(name, held, opinions, admins, absent) is held[name]
+    dissent = {(observer, subject): status for (observer, subject), status in opinions.items() if status is not held.get(subject)}
+    assert summarise(held, dissent, admins, absent) == summarise(held, opinions, admins, absent)
+    assert (summarise(held, opinions, admins, absent) == held) == all(
+        judge(name, held, opinions, admins, absent) is held[name] for name in doubted
+    )

@@ -33,7 +33,7 @@ class World:
             roster=self.roster,
             subjects=lambda: [name for name in self.roster.servers if name != "n1"],
             ask=self.ask,
-            compose=lambda: Heartbeat(position=self.position),
+            compose=lambda: Heartbeat(position=self.position, judgements=self.heartbeats.judgements),
             judged=lambda *change: self.judged.append(change),
         )
         self.heartbeats.start()
@@ -69,6 +69,15 @@ def test_a_silent_server_is_down_after_three() -> None:
     assert world.heartbeats.judgements == {"n2": running, "n3": down, "a1": running}
     assert len(world.ask.to("n3")) <= 3, "nobody waits for an answer longer than it takes to be down"
     assert world.ask.asked[-1].asked_at == 6.0
+
+
+def test_judgements_are_told_to_admin_servers_only() -> None:
+    """They keep the matrix; nodes would only pass it by."""
+    world = World()
+    world.answer("n2", "n3", "a1")
+    world.clock.advance(1.0)
+    told = {question.name: question.message.judgements for question in world.ask.asked[-3:]}
+    assert told == {"a1": dict.fromkeys(("n2", "n3", "a1"), Status.RUNNING), "n2": {}, "n3": {}}
 
 
 def test_a_lost_connection_counts_like_silence() -> None:
