@@ -24,7 +24,7 @@ from securifile.model.errors import DatabaseUnavailable, DeadlineExceeded, Outco
 from securifile.model.proofs import Report
 from securifile.model.records import AuditRecord
 from securifile.model.servers import Status
-from securifile.model.verification import NONCE_BYTES, failure_of
+from securifile.model.verification import NONCE_BYTES, TRIES, failure_of, settled, unheard
 from securifile.protocol import messages as m
 from securifile.protocol.heartbeats import Ask, Heartbeats
 
@@ -97,10 +97,21 @@ class Rejoins:
         asked = m.Verify(subject=subject, nonce=self._random(NONCE_BYTES), position=self._catalogue.ledger.position)
         self._log.info("{subject} returns; it is verified by {challengers}", subject=subject, challengers=challengers or "itself")
         self._note("verification", subject, f"by {', '.join(challengers) or 'itself'}")
-        reports = await self._reports(asked, challengers)
-        if challengers and not reports:
+        told = {report.challenger: report for report in await self._reports(asked, challengers)}
+        for _ in range(TRIES - 1):
+            again = unheard(told.values())
+            if not again or not self._is_still(subject, boot):
+                break
+            self._log.info("{challengers} heard nothing from {subject}, and are asked again", challengers=again, subject=subject)
+            told |= {report.challenger: report for report in await self._reports(asked, again)}
+        if challengers and not told:
             # All challengers are gone: no verdict at all, and the next round asks again.
             return
+        reports = settled(told.values())
+        for name in sorted(set(told) - {report.challenger for report in reports}):
+            self._note(
+                "verdict", subject, f"by {name}: none, it was cut off from {subject} ({told[name].interrupted}), and others were not"
+            )
         if failure_of(reports) is None:
             # What none of them holds, or none of them came to, is left for itself.
             own = await self._reports(attrs.evolve(asked, challengers=tuple(report.challenger for report in reports)), [subject])

@@ -69,4 +69,6 @@ class Report:
     own_bad: int = 0
     """Copies of the challenger's own that it found rotten on the way."""
     interrupted: str | None = None
-    """Why the prover made no progress any more."""
+    """Why the prover made no progress any more, as seen from the challenger."""
+    unheard: bool = False
+    """With `interrupted`: no answer came, or the connection was lost. That may be the fault of the way between the two."""

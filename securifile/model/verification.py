@@ -17,6 +17,9 @@ from securifile.model.proofs import Proof, Reading, Report, Verdict
 NONCE_BYTES = 32
 """A BLAKE3 key."""
 
+TRIES = 3
+"""How often a challenger that hears nothing is asked in all: two times may fall into one outage."""
+
 PICKS = 4
 """Blocks read of each file when there is no time for whole files: one rotten half is missed once in sixteen."""
 
@@ -63,6 +66,28 @@ def picked_blocks(nonce: bytes, attempt: AttemptId, blocks: int) -> list[int]:
         return list(range(blocks))
     stream = blake3(attempt.value, key=nonce).digest(length=8 * PICKS)
     return sorted({int.from_bytes(stream[8 * i : 8 * i + 8]) % blocks for i in range(PICKS)})
+
+
+def unheard(reports: Iterable[Report]) -> tuple[str, ...]:
+    """Challengers to be asked again, a few times: they heard nothing more from the prover, and nobody found anything bad yet."""
+    told = list(reports)
+    return () if any(report.bad_count for report in told) else tuple(report.challenger for report in told if _is_unheard(report))
+
+
+def settled(reports: Iterable[Report]) -> list[Report]:
+    """The reports that count when nobody is asked again.
+
+    Interrupted means that the *prover* made no progress. If another challenger came to the end of its list, it did; who heard nothing
+    was cut off from it, and withdraws: it blames nobody, and what it would have asked for is left for others. If nobody came to
+    the end, the verification was interrupted.
+    """
+    told = list(reports)
+    finished = any(report.interrupted is None for report in told)
+    return [report for report in told if not (finished and _is_unheard(report))]
+
+
+def _is_unheard(report: Report) -> bool:
+    return report.interrupted is not None and report.unheard and not report.bad_count
 
 
 def failure_of(reports: Iterable[Report]) -> str | None:

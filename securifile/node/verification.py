@@ -128,6 +128,7 @@ class Verification:
         bad: list[BadCopy] = []
         own_bad = 0
         interrupted: str | None = None
+        unheard = False
         proved = 0
         for batch in _batches(files):
             try:
@@ -136,10 +137,12 @@ class Verification:
                 if not proved:
                     # It is we who cannot get there; others can, or it would not be verified.
                     raise Refusal(Code.NOT_RUNNING, f"{asked.subject} cannot be reached from {self._name}: {error}") from error
-                interrupted = str(error)
+                interrupted, unheard = str(error), True
                 break
             except (DeadlineExceeded, Refusal) as error:
                 interrupted = str(error)
+                # Its own disk is no way that could be cut.
+                unheard = isinstance(error, DeadlineExceeded) and asked.subject != self._name
                 break
             proved += len(proofs)
             for file, proof in zip(batch.files, proofs, strict=True):
@@ -158,6 +161,7 @@ class Verification:
             bad_count=len(bad),
             own_bad=own_bad,
             interrupted=interrupted,
+            unheard=unheard,
         )
         self._log.info(
             "verified {subject}: {files} files, {bad} of them bad; {own} bad here",

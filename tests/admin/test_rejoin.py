@@ -17,7 +17,7 @@ from securifile.model.errors import Code, DatabaseUnavailable, Refusal
 from securifile.model.ids import AttemptId, EntryId
 from securifile.model.proofs import BadCopy, Report, Verdict
 from securifile.model.servers import Status
-from securifile.model.verification import NONCE_BYTES
+from securifile.model.verification import NONCE_BYTES, TRIES
 from securifile.protocol import messages as m
 from securifile.sql.sqlite import SqliteDatabase
 from tests.admin.catalogues import NODES, World
@@ -145,6 +145,62 @@ def test_what_a_challenger_finds_of_its_own_fails_nobody(returning: Returning) -
     returning.report("n1", own_bad=4)
     returning.report("n2")
     assert returning.status() is Status.RUNNING
+
+
+CUT = {"interrupted": "n3 is not connected", "unheard": True}
+
+
+def test_a_challenger_that_was_cut_off_is_asked_again(returning: Returning) -> None:
+    """The way between the two comes back: the second time it has a verdict, under the same nonce, and the others are not asked again."""
+    returning.rejoins.look()
+    nonce = returning.question("n1").message.nonce
+    returning.report("n1", **CUT)
+    returning.report("n2")
+    assert returning.asked == [("n1", "n3")]
+    assert returning.question("n1").message.nonce == nonce
+    returning.report("n1")
+    assert returning.status() is Status.RUNNING
+
+
+def test_a_challenger_that_stays_cut_off_fails_nobody(returning: Returning) -> None:
+    """Another one came to its end: so the prover made progress. What it would have asked for, the node verifies itself."""
+    returning.all_shared = False
+    returning.rejoins.look()
+    returning.report("n2")
+    for _ in range(TRIES):
+        returning.report("n1", **CUT)
+    assert returning.question("n3").message.challengers == ("n2",)
+    returning.report("n3")
+    assert returning.status() is Status.RUNNING
+    assert ("n3", "by n1: none, it was cut off from n3 (n3 is not connected), and others were not") in returning.events("verdict")
+
+
+def test_when_nobody_comes_to_an_end_it_has_failed(returning: Returning) -> None:
+    """However often they are asked: nothing shows that the prover made any progress, and the number of tries is bounded."""
+    returning.rejoins.look()
+    for _ in range(TRIES):
+        assert returning.status() is Status.DOWN
+        returning.report("n1", **CUT)
+        returning.report("n2", **CUT)
+    assert (returning.asked, returning.status()) == ([], Status.FAILED)
+
+
+def test_who_cannot_get_there_any_more_has_been_cut_off(returning: Returning) -> None:
+    """A challenger that refuses the second time does not take back that its first verification was interrupted."""
+    returning.rejoins.look()
+    returning.report("n1", **CUT)
+    returning.question("n2").lose()
+    for _ in range(TRIES - 1):
+        returning.question("n1").answer.errback(Refusal(Code.NOT_RUNNING, "n3 cannot be reached from n1"))
+    assert returning.status() is Status.FAILED
+
+
+def test_a_bad_verdict_is_not_outdone_by_asking_again(returning: Returning) -> None:
+    """Nobody is asked again when one has found a bad copy."""
+    returning.rejoins.look()
+    returning.report("n1", **CUT)
+    returning.report("n2", bad=(BAD,), bad_count=1)
+    assert (returning.asked, returning.status()) == ([], Status.FAILED)
 
 
 def test_a_failed_node_stays_so(returning: Returning) -> None:

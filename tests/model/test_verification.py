@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from securifile.model.ids import AttemptId, EntryId
 from securifile.model.proofs import BadCopy, Proof, Reading, Report, Verdict
-from securifile.model.verification import NONCE_BYTES, PICKS, failure_of, judge, picked_blocks
+from securifile.model.verification import NONCE_BYTES, PICKS, failure_of, judge, picked_blocks, settled, unheard
 
 ATTEMPT = AttemptId(b"a" * 16)
 NUMBER = 7
@@ -181,3 +181,55 @@ def test_one_bad_report_is_a_failure() -> None:
     for part in ("n2", "3 bad of 5", str(EntryId(b"f" * 16)), "corrupt", "n3: interrupted, silence"):
         assert part in reason
     assert failure_of([attrs.evolve(BAD_REPORT, interrupted="silence")]) is not None
+
+
+CUT_OFF = attrs.evolve(GOOD_REPORT, challenger="n3", interrupted="n4 is not connected", unheard=True)
+
+
+def test_who_is_cut_off_is_asked_again_and_then_withdraws() -> None:
+    """Another one that came to its end shows that the prover made progress."""
+    assert unheard([GOOD_REPORT, CUT_OFF]) == ("n3",)
+    assert settled([GOOD_REPORT, CUT_OFF]) == [GOOD_REPORT]
+
+
+def test_when_nobody_came_to_the_end_it_was_interrupted() -> None:
+    """Nothing says that the prover made progress: the requirement's interrupted verification."""
+    other = attrs.evolve(CUT_OFF, challenger="n2")
+    assert unheard([other, CUT_OFF]) == ("n2", "n3")
+    assert failure_of(settled([other, CUT_OFF])) is not None
+
+
+reports = st.lists(
+    st.builds(
+        Report,
+        challenger=st.sampled_from(["n1", "n2", "n3", "n4"]),
+        files=st.just(5),
+        bytes=st.just(50),
+        whole=st.booleans(),
+        bad=st.just(BAD_REPORT.bad),
+        bad_count=st.integers(0, 2),
+        interrupted=st.sampled_from([None, "why"]),
+        unheard=st.booleans(),
+    ),
+    max_size=4,
+    unique_by=lambda report: report.challenger,
+)
+
+
+@given(reports)
+def test_nobody_withdraws_but_who_was_cut_off(told: list[Report]) -> None:
+    """A bad verdict always counts, and so does a prover that refuses; some report always is left, and asking again is not for ever."""
+    left = settled(told)
+    assert [report for report in told if report in left] == left
+    assert bool(left) == bool(told)
+    for report in told:
+        if report.bad_count or report.interrupted is None or not report.unheard:
+            assert report in left
+    if any(report.bad_count for report in told):
+        assert unheard(told) == ()
+        assert failure_of(left) is not None
+    for name in unheard(told):
+        (report,) = [report for report in told if report.challenger == name]
+        assert report.interrupted is not None and report.unheard
+    # A report left that was interrupted always fails.
+    assert (failure_of(left) is None) == all(report.interrupted is None and not report.bad_count for report in left)

@@ -392,7 +392,7 @@ def test_a_prover_that_hangs_has_been_interrupted() -> None:
     assert outcome == []
     world.clock.advance(0.2)
     report = reported(outcome)
-    assert report.interrupted == "n2 is silent"
+    assert (report.interrupted, report.unheard) == ("n2 is silent", True)
     assert world.clock.getDelayedCalls() == []
 
 
@@ -407,7 +407,7 @@ def test_a_prover_that_is_lost_on_the_way_has_been_interrupted() -> None:
     assert outcome == []
     world.clock.pump([AGAIN_S] * 2)
     report = reported(outcome)
-    assert report.interrupted == "n2 is not connected"
+    assert (report.interrupted, report.unheard) == ("n2 is not connected", True)
     assert (report.files, report.bad_count) == (BATCH_FILES + 1, 0)
 
 
@@ -448,7 +448,9 @@ def test_a_refusing_prover_has_been_interrupted() -> None:
             return m.Proofs(proofs=proofs)
 
         world.answering = answer
-        assert world.report("n1", "n2").interrupted is not None
+        report = world.report("n1", "n2")
+        assert report.interrupted is not None
+        assert not report.unheard
 
     def refuse(name: str, _: m.Proofs) -> m.Proofs:
         raise Refusal(Code.BUG, "no")
@@ -570,7 +572,9 @@ def test_a_disk_that_hangs_interrupts_its_own_node() -> None:
     world.clock.advance(PROGRESS_S - 1)
     assert outcome == []
     world.clock.advance(2)
-    assert (reported(outcome).interrupted or "").startswith("the disk of n2 gave nothing for 15")
+    report = reported(outcome)
+    assert (report.interrupted or "").startswith("the disk of n2 gave nothing for 15")
+    assert not report.unheard
 
 
 def test_the_prover_reads_each_blob_once() -> None:
