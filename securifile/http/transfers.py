@@ -64,17 +64,20 @@ class Transfers:
         self._under_way: dict[Transfer, None] = {}
         self._checking: Deferred[None] = succeed(None)
         self._again = False
+        self._runs = False
         self._timer: Any = None
         self.changed_at = float("-inf")
         """Monotonic seconds of the last change that may have ended a right. Who judged rights before that, and was not `watched`
         then, has to judge them again."""
 
     def start(self) -> None:
-        """Look at the standing from now on."""
-        self._timer = self._clock.callLater(self._interval_s() / LOOKS, self._look)
+        """Look at the standing from now on, while anything is under way."""
+        self._runs = True
+        self._look_later()
 
     def stop(self) -> None:
         """Cut everything off."""
+        self._runs = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -85,6 +88,7 @@ class Transfers:
     def watched(self, transfer: Transfer) -> Iterator[None]:
         """While inside, the transfer may be cut."""
         self._under_way[transfer] = None
+        self._look_later()
         try:
             yield
         finally:
@@ -117,10 +121,14 @@ class Transfers:
                 if number % AT_ONCE == 0:
                     await deferLater(self._clock, 0)
 
+    def _look_later(self) -> None:
+        # Only while there is anything to look at: an idle server is not woken ten times a second.
+        if self._runs and self._timer is None and self._under_way:
+            self._timer = self._clock.callLater(self._interval_s() / LOOKS, self._look)
+
     def _look(self) -> None:
-        self._timer = self._clock.callLater(self._interval_s() / LOOKS, self._look)
-        if not self._under_way:
-            return
+        self._timer = None
+        self._look_later()
         reason = self._serves()
         if reason is not None:
             self._cut_all(reason, also_writing=False)

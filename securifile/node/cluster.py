@@ -249,7 +249,7 @@ class Cluster:
             **self._more_handlers(),
         }
 
-    async def _heartbeat(self, peer: Peer, message: m.Heartbeat) -> m.HeartbeatAnswer:
+    def _heartbeat(self, peer: Peer, message: m.Heartbeat) -> m.HeartbeatAnswer:
         self.heartbeats.hear(message.position)
         self._room[peer.identity.name] = message.available_bytes
         self._boots[peer.identity.name] = message.boot

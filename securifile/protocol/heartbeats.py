@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import attrs
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -54,7 +54,7 @@ class Heartbeats:
         self._compose = compose
         self._judged = judged
         self._pulses: dict[str, Pulse] = {}
-        self._under_way: set[Deferred[None]] = set()
+        self._under_way: dict[Deferred[Any], None] = {}
         self._number = 0
         self._timer: Any = None
         self.acknowledgements: dict[str, Acknowledgement] = {}
@@ -127,21 +127,22 @@ class Heartbeats:
             timeout_s = interval_s * self._roster.settings.heartbeats_missed_max
             server = self._roster.servers.get(name)
             heartbeat = told if server is not None and server.kind is ServerKind.ADMIN else brief
-            asking = Deferred.fromCoroutine(self._beat(name, heartbeat, timeout_s))
-            self._under_way.add(asking)
+            # Without a coroutine: of everything an idle server does, this is done most often.
+            sent_at = self._clock.seconds()
+            asking = maybeDeferred(self._ask, name, heartbeat, timeout_s)
+            self._under_way[asking] = None
+            asking.addCallbacks(self._answered, self._missed, (name, sent_at))
             asking.addBoth(self._ended, asking)
 
-    def _ended(self, result: Any, asking: Deferred[None]) -> None:
-        self._under_way.discard(asking)
+    def _ended(self, result: Any, asking: Deferred[Any]) -> None:
+        self._under_way.pop(asking, None)
         if isinstance(result, Failure):
             self._log.failure("a heartbeat failed", result)
 
-    async def _beat(self, name: str, heartbeat: Heartbeat, timeout_s: float) -> None:
-        sent_at = self._clock.seconds()
-        try:
-            answer: HeartbeatAnswer = await self._ask(name, heartbeat, timeout_s)
-        except (DeadlineExceeded, PeerUnreachable, Refusal, CancelledError):
-            return
+    def _missed(self, failure: Failure) -> None:
+        failure.trap(DeadlineExceeded, PeerUnreachable, Refusal, CancelledError)
+
+    def _answered(self, answer: HeartbeatAnswer, name: str, sent_at: float) -> None:
         pulse = self._pulses.get(name)
         server = self._roster.servers.get(name)
         if pulse is None or server is None:

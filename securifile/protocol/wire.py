@@ -156,7 +156,7 @@ class Wire(TwistedProtocol):
     @property
     def usable(self) -> bool:
         """Whether something can be sent: neither lost nor closing."""
-        return not self.gone and not self._closing and not self.connection.closed
+        return not (self.gone or self._closing or self.connection.closed)
 
     @property
     def session(self) -> Session | None:

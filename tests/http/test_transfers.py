@@ -234,3 +234,23 @@ def test_writing_goes_on_without_standing() -> None:
     assert ben.reasons == []
     world.transfers.stop()
     assert ben.reasons == ["this node is stopping"]
+
+
+def test_nothing_is_looked_at_where_nothing_is_under_way() -> None:
+    """An idle server has no timer; it has one again with the next transfer, which is cut when the standing is lost."""
+    world = World()
+    assert not world.clock.getDelayedCalls()
+    first, second = Download(), Download()
+    with world.transfers.watched(first.transfer()):
+        world.clock.advance(1.0)
+        assert len(world.clock.getDelayedCalls()) == 1
+    world.clock.advance(1.0)
+    assert not world.clock.getDelayedCalls()
+    with world.transfers.watched(second.transfer()):
+        world.reason = "cut off"
+        world.clock.advance(0.1)
+    assert (first.reasons, second.reasons) == ([], ["cut off"])
+    world.clock.advance(1.0)
+    world.transfers.stop()
+    with world.transfers.watched(first.transfer()):
+        assert not world.clock.getDelayedCalls(), "a stopped server begins nothing"

@@ -81,6 +81,25 @@ def test_bug_in_handler(answer: Any, caplog: pytest.LogCaptureFixture) -> None:
     assert rig.result(link.ask(AuditKept(boot="b", number=1), 1)) == Done()
 
 
+def test_a_plain_function_answers_too() -> None:
+    """Its answer goes out at once; what it raises arrives as from a coroutine function, and the connection goes on."""
+    rig = Rig()
+
+    def handler(peer: Peer, message: Heartbeat) -> HeartbeatAnswer:
+        if message.used_bytes:
+            raise Refusal(Code.LOCKED, "someone is at it") if message.used_bytes == 1 else ValueError("secret detail")
+        return BEAT_ANSWER
+
+    rig.serve({Heartbeat: handler})
+    link = rig.link()
+    for used_bytes, code in ((1, Code.LOCKED), (2, Code.BUG)):
+        with pytest.raises(Refusal) as caught:
+            rig.result(link.ask(Heartbeat(position=BEAT.position, used_bytes=used_bytes), 1))
+        assert caught.value.code is code
+        assert "secret" not in str(caught.value)
+    assert rig.result(link.ask(BEAT, 1)) == BEAT_ANSWER
+
+
 def test_no_handler() -> None:
     """A message that this kind of server does not take is refused."""
     rig = Rig()
