@@ -53,6 +53,7 @@ FLOORS: dict[str, int] = {
     "securifile.model.roles": WORDS,
     "securifile.model.servers": WORDS,
     "securifile.model.settings": WORDS,
+    "securifile.model.staged": WORDS,
     "securifile.model.tickets": WORDS,
     "securifile.model.*": DECISIONS,
     # protocol

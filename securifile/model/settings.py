@@ -40,6 +40,10 @@ class ClusterSettings:
     """Bytes a second, over a minute: slower bodies are cut off, so that none holds a lease for ever."""
     keep_superseded_s: float = attrs.field(default=600.0, validator=_at_least(0))
     """How long the blob of an older version stays on disk for readers under way."""
+    uploads_kept_s: float = attrs.field(default=86400.0, validator=_at_least(60))
+    """How long a resumable upload is kept after its last byte: over a night, and the disk is not full of what nobody finishes."""
+    uploads_open_max: int = attrs.field(default=100, validator=_at_least(1))
+    """Unfinished resumable uploads of one person on one node: a folder's files at a time, and no way to fill a disk with records."""
     session_s: float = attrs.field(default=12 * 3600.0, validator=_at_least(60))
     """A working day: how long a sign-in lasts."""
     ticket_s: float = attrs.field(default=60.0, validator=_at_least(1))

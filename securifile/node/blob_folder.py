@@ -3,6 +3,7 @@
     blobs/ab/abcd...        exactly the bytes; named by the attempt
     blobs/ab/abcd....meta   its sidecar (`sidecars.py`)
     incoming/               both, while they are being written; same file system, so that a rename moves them
+    uploads/                resumable uploads (`staged_folder.py`); their bytes are linked to their place
     quarantine/             what must not be served and is kept for the operator, each with a `.reason`
 
 Order of `seal`, and what a crash leaves after each step:
@@ -60,10 +61,10 @@ class BlobFolder:
     """The steps. Different attempts may be worked on at once; one attempt by one thread at a time."""
 
     def __init__(self, directory: str, files: Files, reserve_bytes: int) -> None:
-        self._root = os.path.abspath(directory)
-        self._blobs = os.path.join(self._root, "blobs")
-        self._incoming = os.path.join(self._root, "incoming")
-        self._quarantine = os.path.join(self._root, "quarantine")
+        self.root = os.path.abspath(directory)
+        self._blobs = os.path.join(self.root, "blobs")
+        self._incoming = os.path.join(self.root, "incoming")
+        self._quarantine = os.path.join(self.root, "quarantine")
         self._reserve_bytes = reserve_bytes
         self.files = files
 
@@ -90,14 +91,14 @@ class BlobFolder:
         return Recovery(blobs=blobs, used_bytes=used, leftovers=leftovers, quarantined=tuple(quarantined))
 
     def _make_directories(self) -> None:
-        for directory in (self._root, self._blobs, self._incoming, self._quarantine):
+        for directory in (self.root, self._blobs, self._incoming, self._quarantine):
             self.files.make_directory(directory)
         there = set(self.files.names(self._blobs))
         for shard in _SHARDS:
             if shard not in there:
                 self.files.make_directory(os.path.join(self._blobs, shard))
         # All of them, now, so that `seal` never has to think of a parent.
-        for directory in (self._blobs, self._root, os.path.dirname(self._root)):
+        for directory in (self._blobs, self.root, os.path.dirname(self.root)):
             self.files.sync_directory(directory)
 
     def _clear_incoming(self) -> int:
@@ -135,8 +136,8 @@ class BlobFolder:
         """A temporary file for the attempt; its descriptor. Raises `BlobExists`, `DiskFull`."""
         if self.files.length(self._data(attempt)) is not None:
             raise BlobExists(f"blob {attempt} is already here")
-        self._keep_reserve()
-        with _no_room_is_disk_full():
+        self.keep_reserve()
+        with no_room_is_disk_full():
             try:
                 return self.files.create(self._incoming_data(attempt))
             except FileExistsError:
@@ -144,34 +145,54 @@ class BlobFolder:
 
     def append(self, descriptor: int, data: bytes, offset: int) -> None:
         """Write at `offset`. Raises `DiskFull`."""
-        self._keep_reserve()
-        with _no_room_is_disk_full():
+        self.keep_reserve()
+        with no_room_is_disk_full():
             self.files.write(descriptor, data, offset)
 
     def seal(self, descriptor: int, sidecar: Sidecar, checksums: bytes) -> None:
         """Make it durable, in the order that this module's docstring explains. After any error nothing is left behind."""
         attempt = sidecar.attempt
         try:
-            with _no_room_is_disk_full():
+            with no_room_is_disk_full():
                 self.files.sync(descriptor)
-                self._write_whole(self._incoming_meta(attempt), encode_sidecar(sidecar, checksums))
+                self.write_whole(self._incoming_meta(attempt), encode_sidecar(sidecar, checksums))
                 self.files.rename(self._incoming_meta(attempt), self._meta(attempt))
                 self.files.rename(self._incoming_data(attempt), self._data(attempt))
                 self.files.sync_directory(self._shard(attempt))
         except Exception:
-            self._remove_all(self._data(attempt), self._meta(attempt), self._incoming_data(attempt), self._incoming_meta(attempt))
+            self.remove_all(self._data(attempt), self._meta(attempt), self._incoming_data(attempt), self._incoming_meta(attempt))
             raise
+
+    def adopt(self, descriptor: int, path: str, sidecar: Sidecar, checksums: bytes) -> None:
+        """As `seal`, for bytes in the file `path` that were promised before: after an error or a crash they are in one place or both."""
+        attempt = sidecar.attempt
+        with no_room_is_disk_full():
+            self.files.sync(descriptor)
+            self.remove_all(self._incoming_meta(attempt))
+            self.write_whole(self._incoming_meta(attempt), encode_sidecar(sidecar, checksums))
+            self.files.rename(self._incoming_meta(attempt), self._meta(attempt))
+            # Not renamed: across two folders a crash may keep the end of the old name and lose the new one.
+            self.remove_all(self._data(attempt))
+            self.files.link(path, self._data(attempt))
+            self.files.sync_directory(self._shard(attempt))
+            self.remove_all(path)
+
+    def has(self, attempt: AttemptId) -> bool:
+        """Whether the blob is here."""
+        return self.files.length(self._data(attempt)) is not None and self.files.length(self._meta(attempt)) is not None
 
     def discard(self, attempt: AttemptId) -> None:
         """Remove the temporary file."""
-        self._remove_all(self._incoming_data(attempt))
+        self.remove_all(self._incoming_data(attempt))
 
-    def _keep_reserve(self) -> None:
+    def keep_reserve(self) -> None:
+        """Raise `DiskFull` when the reserve is touched."""
         # The index and the audit spool live on the same disk and must go on when blobs have no more room.
-        if (available := self.files.available_bytes(self._root)) < self._reserve_bytes:
+        if (available := self.files.available_bytes(self.root)) < self._reserve_bytes:
             raise DiskFull(f"{available} bytes are available and {self._reserve_bytes} are kept in reserve")
 
-    def _write_whole(self, path: str, data: bytes) -> None:
+    def write_whole(self, path: str, data: bytes) -> None:
+        """A new file with this in it, fsynced."""
         descriptor = self.files.create(path)
         try:
             self.files.write(descriptor, data, 0)
@@ -179,7 +200,8 @@ class BlobFolder:
         finally:
             self.files.close(descriptor)
 
-    def _remove_all(self, *paths: str) -> None:
+    def remove_all(self, *paths: str) -> None:
+        """Remove what is there of these files."""
         for path in paths:
             with suppress(OSError):  # a disk that cannot even do this: recovery will, or the catalogue disowns the blob
                 self.files.remove(path)
@@ -258,7 +280,7 @@ class BlobFolder:
         with suppress(OSError):  # on a full disk a bad blob must go even unexplained
             with suppress(FileNotFoundError):
                 self.files.remove(aside + _REASON)
-            self._write_whole(aside + _REASON, reason.encode() + b"\n")
+            self.write_whole(aside + _REASON, reason.encode() + b"\n")
         self.files.rename(self._data(attempt), aside)
         with suppress(FileNotFoundError):
             self.files.rename(self._meta(attempt), aside + _META)
@@ -272,7 +294,7 @@ class BlobFolder:
 
     def available_bytes(self) -> int:
         """What blobs may still take: without the reserve."""
-        return max(0, self.files.available_bytes(self._root) - self._reserve_bytes)
+        return max(0, self.files.available_bytes(self.root) - self._reserve_bytes)
 
     # --- names ---
 
@@ -314,7 +336,8 @@ def _readable(files: Files, descriptor: int, count: int, offset: int) -> bytes:
 
 
 @contextmanager
-def _no_room_is_disk_full() -> Iterator[None]:
+def no_room_is_disk_full() -> Iterator[None]:
+    """While inside, an error of the file system that means "no room" is `DiskFull`."""
     try:
         yield
     except OSError as error:

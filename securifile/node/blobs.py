@@ -34,6 +34,7 @@ from securifile.model.interfaces import IBlobReader, IBlobStore, IBlobWriter, IB
 from securifile.node.blob_folder import BlobFolder, Recovery
 from securifile.node.files import OS_FILES, Files
 from securifile.node.sidecars import BLOCK_BYTES, BlockChecksums, SidecarFile
+from securifile.node.staged_folder import StagedFolder
 
 T = TypeVar("T")
 
@@ -67,7 +68,9 @@ class DiskBlobs:
         reserve_bytes: int = RESERVE_BYTES,
     ) -> None:
         self._folder = BlobFolder(directory, files, reserve_bytes)
-        self._worker = worker
+        self.worker = worker
+        self.staged_folder = StagedFolder(self._folder)
+        """Where resumable uploads rest until they become blobs."""
         self._clock = clock
         self._writing: set[AttemptId] = set()
         self._used_bytes = 0
@@ -75,76 +78,80 @@ class DiskBlobs:
 
     def recover(self) -> Deferred[Recovery]:
         """Make the directories, clear up what a crash left, count. Everything else waits for this."""
-        return _detached(self._recover())
+        return detached(self._recover())
 
     async def _recover(self) -> Recovery:
-        recovery: Recovery = await self._worker.do(self._folder.recover)
+        recovery: Recovery = await self.worker.do(self._folder.recover)
         self._used_bytes = recovery.used_bytes
         return recovery
 
     def begin(self, attempt: AttemptId, algorithm: DigestAlgorithm) -> Deferred[DiskBlobWriter]:
         """See `IBlobStore`. Refused already when the reserve is touched."""
-        return _detached(self._begin(attempt, algorithm), unwanted=lambda writer: writer.abandon())
+        return detached(self._begin(attempt, algorithm), unwanted=lambda writer: writer.abandon())
 
     async def _begin(self, attempt: AttemptId, algorithm: DigestAlgorithm) -> DiskBlobWriter:
         if attempt in self._writing:
             raise BlobExists(f"blob {attempt} is already being written")
         self._writing.add(attempt)
         try:
-            descriptor = await self._worker.do(self._folder.create, attempt)
+            descriptor = await self.worker.do(self._folder.create, attempt)
         except BaseException:
             self._writing.discard(attempt)
             raise
-        shared = _Descriptor(descriptor, self._folder, self._worker)
-        return DiskBlobWriter(attempt, algorithm, shared, self._folder, self._worker, self._ended)
+        shared = _Descriptor(descriptor, self._folder, self.worker)
+        return DiskBlobWriter(attempt, algorithm, shared, self._folder, self.worker, self._ended)
 
     def _ended(self, attempt: AttemptId, size: int) -> None:
         self._writing.discard(attempt)
         self._used_bytes += size
 
+    def adopted(self, size: int) -> None:
+        """A resumable upload of that size has become a blob."""
+        self._used_bytes += size
+
     def open(self, attempt: AttemptId) -> Deferred[DiskBlobReader]:
         """See `IBlobStore`. Raises `CorruptBlock` too, when the sidecar is damaged."""
-        return _detached(self._open(attempt), unwanted=lambda reader: reader.close())
+        return detached(self._open(attempt), unwanted=lambda reader: reader.close())
 
     async def _open(self, attempt: AttemptId) -> DiskBlobReader:
-        descriptor, loaded = await self._worker.do(self._folder.open, attempt)
-        return DiskBlobReader(_Descriptor(descriptor, self._folder, self._worker), loaded, self._folder)
+        descriptor, loaded = await self.worker.do(self._folder.open, attempt)
+        return DiskBlobReader(_Descriptor(descriptor, self._folder, self.worker), loaded, self._folder)
 
     def commit(self, attempt: AttemptId, version: int, position: Position) -> Deferred[None]:
         """See `IBlobStore`. Not fsynced: the catalogue knows."""
-        return self._worker.do(self._folder.note_commit, attempt, version, position)
+        return self.worker.do(self._folder.note_commit, attempt, version, position)
 
     def sidecar(self, attempt: AttemptId) -> Deferred[Sidecar]:
         """See `IBlobStore`. Raises `CorruptBlock` too."""
-        return self._worker.do(self._folder.sidecar, attempt).addCallback(lambda loaded: loaded.sidecar)
+        return self.worker.do(self._folder.sidecar, attempt).addCallback(lambda loaded: loaded.sidecar)
 
     def sidecars(self) -> Deferred[list[Sidecar]]:
         """See `IBlobStore`."""
-        return self._worker.do(self._folder.sidecars)
+        return self.worker.do(self._folder.sidecars)
 
     def drop(self, attempt: AttemptId) -> Deferred[None]:
         """See `IBlobStore`."""
-        return _detached(self._leave(self._folder.remove, attempt))
+        return detached(self._leave(self._folder.remove, attempt))
 
     def quarantine(self, attempt: AttemptId, reason: str) -> Deferred[None]:
         """See `IBlobStore`."""
-        return _detached(self._leave(self._folder.set_aside, attempt, reason))
+        return detached(self._leave(self._folder.set_aside, attempt, reason))
 
     def quarantined_count(self) -> Deferred[int]:
         """See `IBlobStore`."""
-        return self._worker.do(self._folder.quarantined_count)
+        return self.worker.do(self._folder.quarantined_count)
 
     async def _leave(self, step: Callable[..., int], *arguments: Any) -> None:
-        self._used_bytes -= await self._worker.do(step, *arguments)
+        self._used_bytes -= await self.worker.do(step, *arguments)
         self._available = None
 
     def space(self) -> Deferred[Space]:
         """See `IBlobStore`. At most a second old."""
-        return _detached(self._space())
+        return detached(self._space())
 
     async def _space(self) -> Space:
         if self._available is None or self._clock.seconds() - self._available[0] >= SPACE_FRESH_S:
-            self._available = (self._clock.seconds(), await self._worker.do(self._folder.available_bytes))
+            self._available = (self._clock.seconds(), await self.worker.do(self._folder.available_bytes))
         return Space(used_bytes=self._used_bytes, available_bytes=self._available[1])
 
 
@@ -194,12 +201,12 @@ class DiskBlobWriter:
             self._begin_job()
         if self.received - self._written <= QUEUE_BYTES_MAX:
             return defer.succeed(None)
-        return _detached(self._until_written(self.received - QUEUE_BYTES_MAX))
+        return detached(self._until_written(self.received - QUEUE_BYTES_MAX))
 
     def finish(self, file: EntryId, version: int) -> Deferred[BlobSummary]:
         """See `IBlobWriter`. Whatever goes wrong, the blob is abandoned: no second try of an fsync."""
         self._taking = False
-        return _detached(self._finish(file, version))
+        return detached(self._finish(file, version))
 
     async def _finish(self, file: EntryId, version: int) -> BlobSummary:
         async with self._ending:
@@ -229,7 +236,7 @@ class DiskBlobWriter:
     def abandon(self) -> Deferred[None]:
         """See `IBlobWriter`."""
         self._taking = False
-        return _detached(self._abandon())
+        return detached(self._abandon())
 
     async def _abandon(self) -> None:
         async with self._ending:
@@ -334,7 +341,7 @@ class _Replay:
         if self._over or self._writer.caught_up(self._at):
             self.close()
             return defer.succeed(b"")
-        return _detached(self._read())
+        return detached(self._read())
 
     async def _read(self) -> bytes:
         if self._rest is None:
@@ -494,7 +501,7 @@ def _log_bug(failure: Failure) -> None:
     _log.failure("the blob store failed where nobody was waiting", failure)
 
 
-def _detached(work: Coroutine[Any, Any, T], unwanted: Callable[[T], object] = lambda result: None) -> Deferred[T]:
+def detached(work: Coroutine[Any, Any, T], unwanted: Callable[[T], object] = lambda result: None) -> Deferred[T]:
     """A Deferred for the result of `work`, which goes on when the Deferred is cancelled; its result is then `unwanted`."""
     caller: Deferred[T] = Deferred()
 

@@ -28,6 +28,9 @@ class Files(Protocol):
     def size(self, descriptor: int) -> int:
         """Length of an open file."""
 
+    def truncate(self, descriptor: int, length: int) -> None:
+        """Cut an open file off after `length` bytes."""
+
     def sync(self, descriptor: int) -> None:
         """Wait until the file's bytes are on the medium."""
 
@@ -36,6 +39,9 @@ class Files(Protocol):
 
     def rename(self, source: str, target: str) -> None:
         """Give a file another name, replacing what had it; all or nothing."""
+
+    def link(self, source: str, target: str) -> None:
+        """Give a file a second name. `FileExistsError` when something has it."""
 
     def remove(self, path: str) -> None:
         """Take the name away; who has the file open keeps it. `FileNotFoundError`."""
@@ -86,6 +92,10 @@ class OsFiles:
         """See `Files`."""
         return os.fstat(descriptor).st_size
 
+    def truncate(self, descriptor: int, length: int) -> None:
+        """See `Files`."""
+        os.ftruncate(descriptor, length)
+
     def sync(self, descriptor: int) -> None:
         """See `Files`."""
         os.fsync(descriptor)
@@ -97,6 +107,10 @@ class OsFiles:
     def rename(self, source: str, target: str) -> None:
         """See `Files`."""
         os.replace(source, target)
+
+    def link(self, source: str, target: str) -> None:
+        """See `Files`."""
+        os.link(source, target)
 
     def remove(self, path: str) -> None:
         """See `Files`."""

@@ -59,6 +59,7 @@ class BlockChecksums:
 
     def __init__(self) -> None:
         self._done = bytearray()
+        self._all = blake3()
         self._hasher = blake3()
         self._room = BLOCK_BYTES
 
@@ -73,6 +74,27 @@ class BlockChecksums:
             if not self._room:
                 self._close_block()
 
+    def whole(self, start: int = 0, stop: int | None = None) -> bytes:
+        """The checksums of the blocks from `start` to `stop` that are whole so far, one after the other."""
+        return bytes(self._done[start * CHECKSUM_BYTES : None if stop is None else stop * CHECKSUM_BYTES])
+
+    def of_whole(self) -> bytes:
+        """A checksum of the checksums of all whole blocks."""
+        return self._all.digest(length=CHECKSUM_BYTES)
+
+    def tail(self) -> bytes:
+        """The checksum of what there is of the block that is not whole yet; also when that is nothing."""
+        return self._hasher.digest(length=CHECKSUM_BYTES)
+
+    def copy(self) -> BlockChecksums:
+        """Another one that has taken the same bytes."""
+        other = BlockChecksums()
+        other._done = bytearray(self._done)
+        other._all = self._all.copy()
+        other._hasher = self._hasher.copy()
+        other._room = self._room
+        return other
+
     def digest(self) -> bytes:
         """The checksums of all blocks, one after the other; the last block ends here, so nothing may follow."""
         if self._room < BLOCK_BYTES:
@@ -80,7 +102,9 @@ class BlockChecksums:
         return bytes(self._done)
 
     def _close_block(self) -> None:
-        self._done += self._hasher.digest(length=CHECKSUM_BYTES)
+        sum_ = self._hasher.digest(length=CHECKSUM_BYTES)
+        self._done += sum_
+        self._all.update(sum_)
         self._hasher = blake3()
         self._room = BLOCK_BYTES
 

@@ -156,6 +156,13 @@ class SimulatedFiles:
         """See `Files`."""
         return len(self._open[descriptor].data)
 
+    def truncate(self, descriptor: int, length: int) -> None:
+        """See `Files`."""
+        self._step("truncate")
+        data = self._open[descriptor].data
+        self.room += max(0, len(data) - length)
+        del data[length:]
+
     def sync(self, descriptor: int) -> None:
         """See `Files`."""
         self._step("sync")
@@ -174,6 +181,15 @@ class SimulatedFiles:
         directory.change(name, file)
         directory, name = self._at(source)
         directory.change(name, None)
+
+    def link(self, source: str, target: str) -> None:
+        """See `Files`."""
+        self._step("link")
+        file = self._file(source)
+        directory, name = self._at(target)
+        if name in directory.names:
+            raise FileExistsError(target)
+        directory.change(name, file)
 
     def remove(self, path: str) -> None:
         """See `Files`."""

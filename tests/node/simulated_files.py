@@ -126,6 +126,10 @@ class SimulatedFiles:
     def size(self, descriptor: int) -> int:
         return len(self._open[descriptor].data)
 
+    def truncate(self, descriptor: int, length: int) -> None:
+        self._step("truncate")
+        del self._open[descriptor].data[length:]
+
     def sync(self, descriptor: int) -> None:
         self._step("sync")
         self._open[descriptor].kept = bytes(self._open[descriptor].data)
@@ -140,6 +144,14 @@ class SimulatedFiles:
         directory.change(name, file)
         directory, name = self._at(source)
         directory.change(name, None)
+
+    def link(self, source: str, target: str) -> None:
+        self._step("link")
+        file = self._file(source)
+        directory, name = self._at(target)
+        if name in directory.names:
+            raise FileExistsError(target)
+        directory.change(name, file)
 
     def remove(self, path: str) -> None:
         self._step("remove")
