@@ -153,7 +153,8 @@ class Rejoins:
             detail += f", interrupted: {report.interrupted}"
         self._note("verdict", subject, detail)
         for bad in report.bad:
-            self._note("bad-copy", subject, f"{bad.verdict}: attempt {bad.attempt}, by {report.challenger}", entry=str(bad.file))
+            why = f": {bad.reason}" if bad.reason else ""
+            self._note("bad-copy", subject, f"{bad.verdict}: attempt {bad.attempt}, by {report.challenger}{why}", entry=str(bad.file))
 
     def _note(self, event: str, subject: str, detail: str, entry: str | None = None) -> None:
         try:

@@ -36,14 +36,22 @@ class Proof:
     """BLAKE3 of the same bytes, keyed with the nonce; empty when the blob cannot be read."""
     knows: int | None = None
     """The file's current version by the prover's index, when the blob is not there."""
+    problem: str = ""
+    """Why the blob cannot be read, in words."""
+    passing: bool = False
+    """With `problem`: it says nothing about the disk, and may be gone a moment later. Ask again."""
 
 
 @attrs.frozen(kw_only=True)
 class Reading:
-    """What a server read of its own copy for the same question; None digests: it is not there or cannot be read."""
+    """What a server read of its own copy for the same question; empty digests: it is not there or cannot be read."""
 
     plain: bytes = b""
     keyed: bytes = b""
+    problem: str = ""
+    """Why it cannot be read, in words."""
+    passing: bool = False
+    """With `problem`: it says nothing about the disk."""
 
 
 @attrs.frozen(kw_only=True)
@@ -53,6 +61,8 @@ class BadCopy:
     file: EntryId
     attempt: AttemptId
     verdict: Verdict
+    reason: str = ""
+    """What the prover said of it, if it could not read it."""
 
 
 @attrs.frozen(kw_only=True)

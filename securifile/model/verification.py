@@ -7,12 +7,13 @@ differs is wrong, whatever the challenger's own disk says.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 
 from blake3 import blake3
 
 from securifile.model.ids import AttemptId
-from securifile.model.proofs import Proof, Reading, Report, Verdict
+from securifile.model.proofs import BadCopy, Proof, Reading, Report, Verdict
 
 NONCE_BYTES = 32
 """A BLAKE3 key."""
@@ -24,8 +25,19 @@ PICKS = 4
 """Blocks read of each file when there is no time for whole files: one rotten half is missed once in sixteen."""
 
 
-def judge(proof: Proof, *, number: int, digest: bytes, whole: bool, own: Reading | None, still_current: bool) -> tuple[Verdict, bool]:
-    """Judge one proof.
+PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ESTALE})
+"""Errors by which a process or its system is short of something for a moment. They say nothing of the disk."""
+
+
+def unreadable(error: BaseException) -> Reading:
+    """What it means for a copy that reading it failed: the medium's error, or a lack of permission, is as bad as wrong bytes."""
+    return Reading(problem=str(error), passing=isinstance(error, OSError) and error.errno in PASSING)
+
+
+def judge(
+    proof: Proof, *, number: int, digest: bytes, whole: bool, own: Reading | None, still_current: bool
+) -> tuple[Verdict | None, bool]:
+    """Judge one proof that says something: one that is `passing` is to be asked for again.
 
     Args:
         number: the version that was asked for.
@@ -35,11 +47,14 @@ def judge(proof: Proof, *, number: int, digest: bytes, whole: bool, own: Reading
         still_current: whether the version is still current, and recorded as durable on the prover, at the time of judging.
 
     Returns:
-        The verdict, and whether the challenger's own copy is bad (which is then nobody else's fault).
+        The verdict, and whether the challenger's own copy is bad (which is then nobody else's fault). The verdict is None when picked
+        blocks differ: each block of both is what was once written there, and which of the two is of the recorded version only the
+        recorded digest can tell. So both are to be read whole, and judged again.
     """
     if not still_current:
         return Verdict.GONE, False
-    if own is None:
+    if own is None or own.passing:
+        own = None
         own_bad = False
     else:
         own_bad = own.plain != digest if whole else not own.keyed
@@ -47,10 +62,10 @@ def judge(proof: Proof, *, number: int, digest: bytes, whole: bool, own: Reading
         return _absent(proof.knows, number), own_bad
     if not proof.keyed or (whole and proof.plain != digest):
         return Verdict.CORRUPT, own_bad
-    # Of picked blocks there is no record, but each block of both was checked against its checksum when it was read: if ours
-    # can be read and differs, the prover lies.
-    agrees = own is None or own_bad or proof.keyed == own.keyed
-    return (Verdict.OK if agrees else Verdict.CORRUPT), own_bad
+    if own is None or own_bad or proof.keyed == own.keyed:
+        return Verdict.OK, own_bad
+    # It has the recorded digest, and ours is the recorded one, too; but it is not keyed with the nonce: it has not read its disk.
+    return (Verdict.CORRUPT if whole else None), own_bad
 
 
 def _absent(knows: int | None, number: int) -> Verdict:
@@ -98,5 +113,9 @@ def failure_of(reports: Iterable[Report]) -> str | None:
             reasons.append(f"{report.challenger}: interrupted, {report.interrupted}")
         elif report.bad_count:
             first = report.bad[0]
-            reasons.append(f"{report.challenger}: {report.bad_count} bad of {report.files}, first {first.file} {first.verdict}")
+            reasons.append(f"{report.challenger}: {report.bad_count} bad of {report.files}, first {_named(first)}")
     return "; ".join(reasons) or None
+
+
+def _named(bad: BadCopy) -> str:
+    return f"{bad.file} {bad.verdict}" + (f" ({bad.reason})" if bad.reason else "")

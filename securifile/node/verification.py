@@ -24,7 +24,7 @@ from securifile.model.facts import File
 from securifile.model.ids import AttemptId
 from securifile.model.proofs import BadCopy, Proof, Reading, Report, Verdict
 from securifile.model.settings import ClusterSettings
-from securifile.model.verification import judge, picked_blocks
+from securifile.model.verification import judge, picked_blocks, unreadable
 from securifile.node.index import Index
 from securifile.node.sidecars import BLOCK_BYTES
 from securifile.protocol import messages as m
@@ -55,23 +55,24 @@ UNREADABLE = (CorruptBlock, OSError)
 
 
 @attrs.frozen(kw_only=True)
-class _Batch:
-    files: tuple[File, ...]
-    bytes: int
+class _Judged:
+    verdict: Verdict
+    own_bad: bool
+    reason: str
 
 
-def _batches(files: Sequence[File]) -> list[_Batch]:
-    batches: list[_Batch] = []
+def _batches(files: Sequence[File]) -> list[tuple[File, ...]]:
+    batches: list[tuple[File, ...]] = []
     current: list[File] = []
     size = 0
     for file in files:
         if current and (len(current) >= BATCH_FILES or size + file.version.size > BATCH_BYTES):
-            batches.append(_Batch(files=tuple(current), bytes=size))
+            batches.append(tuple(current))
             current, size = [], 0
         current.append(file)
         size += file.version.size
     if current:
-        batches.append(_Batch(files=tuple(current), bytes=size))
+        batches.append(tuple(current))
     return batches
 
 
@@ -129,12 +130,12 @@ class Verification:
         own_bad = 0
         interrupted: str | None = None
         unheard = False
-        proved = 0
+        judged = 0
         for batch in _batches(files):
             try:
-                proofs = await self._proofs(asked, batch, whole)
+                found = await self._judged(asked, batch, whole)
             except PeerUnreachable as error:
-                if not proved:
+                if not judged:
                     # It is we who cannot get there; others can, or it would not be verified.
                     raise Refusal(Code.NOT_RUNNING, f"{asked.subject} cannot be reached from {self._name}: {error}") from error
                 interrupted, unheard = str(error), True
@@ -144,14 +145,13 @@ class Verification:
                 # Its own disk is no way that could be cut.
                 unheard = isinstance(error, DeadlineExceeded) and asked.subject != self._name
                 break
-            proved += len(proofs)
-            for file, proof in zip(batch.files, proofs, strict=True):
-                verdict, own_is_bad = await self._judge(asked, file, proof, whole)
-                own_bad += own_is_bad
-                if own_is_bad:
+            judged += len(found)
+            for file, one in zip(batch, found, strict=True):
+                own_bad += one.own_bad
+                if one.own_bad:
                     self._own_copy_bad(file.version.attempt, "found rotten while another node was verified")
-                if verdict.is_bad:
-                    bad.append(BadCopy(file=file.id, attempt=file.version.attempt, verdict=verdict))
+                if one.verdict.is_bad:
+                    bad.append(BadCopy(file=file.id, attempt=file.version.attempt, verdict=one.verdict, reason=one.reason))
         report = Report(
             challenger=self._name,
             files=len(files),
@@ -173,15 +173,45 @@ class Verification:
         )
         return m.Verified(report=report)
 
-    async def _proofs(self, asked: m.Verify, batch: _Batch, whole: bool) -> tuple[Proof, ...]:
+    async def _judged(self, asked: m.Verify, files: Sequence[File], whole: bool) -> list[_Judged]:
+        """Ask for these and judge the answers. Where picked blocks differ, both sides read the whole file before anybody is blamed."""
+        proofs = await self._settled_proofs(asked, files, whole)
+        found = []
+        for file, proof in zip(files, proofs, strict=True):
+            verdict, own_bad = await self._judge(asked, file, proof, whole)
+            if verdict is None:
+                self._log.warn(
+                    "picked blocks of {file} differ: it is read whole here and on {subject}", file=str(file.id), subject=asked.subject
+                )
+                (proof,) = await self._settled_proofs(asked, [file], True)
+                verdict, own_bad = await self._judge(asked, file, proof, True)
+                assert verdict is not None, "a whole file has a verdict"
+            found.append(_Judged(verdict=verdict, own_bad=own_bad, reason=proof.problem if verdict is Verdict.CORRUPT else ""))
+        return found
+
+    async def _settled_proofs(self, asked: m.Verify, files: Sequence[File], whole: bool) -> list[Proof]:
+        """Proofs that say something. A prover that cannot read just now is asked again, and if that does not pass has been interrupted."""
+        until = self._clock.seconds() + PROGRESS_S
+        found: dict[AttemptId, Proof] = {}
+        left = list(files)
+        while True:
+            for proof in await self._proofs(asked, left, whole):
+                found[proof.attempt] = proof
+            left = [file for file in left if found[file.version.attempt].passing]
+            if not left:
+                return [found[file.version.attempt] for file in files]
+            if self._clock.seconds() + AGAIN_S > until:
+                problem = found[left[0].version.attempt].problem
+                raise Refusal(Code.NOT_RUNNING, f"{asked.subject} cannot read {len(left)} files now: {problem}")
+            await deferLater(self._clock, AGAIN_S)
+
+    async def _proofs(self, asked: m.Verify, files: Sequence[File], whole: bool) -> tuple[Proof, ...]:
         challenge = m.Challenge(
             nonce=asked.nonce,
             whole=whole,
-            items=tuple(
-                m.ChallengeItem(file=file.id, attempt=file.version.attempt, algorithm=file.version.algorithm) for file in batch.files
-            ),
+            items=tuple(m.ChallengeItem(file=file.id, attempt=file.version.attempt, algorithm=file.version.algorithm) for file in files),
         )
-        timeout_s = PROGRESS_S + batch.bytes / SLOWEST_BYTES_S
+        timeout_s = PROGRESS_S + sum(file.version.size for file in files) / SLOWEST_BYTES_S
         if asked.subject == self._name:
             return (await self._ask_itself(challenge, timeout_s)).proofs
         answer: m.Proofs = await self._reach(asked.subject, challenge, timeout_s)
@@ -209,7 +239,7 @@ class Verification:
                     raise
             await deferLater(self._clock, AGAIN_S)
 
-    async def _judge(self, asked: m.Verify, file: File, proof: Proof, whole: bool) -> tuple[Verdict, bool]:
+    async def _judge(self, asked: m.Verify, file: File, proof: Proof, whole: bool) -> tuple[Verdict | None, bool]:
         version = file.version
         own: Reading | None = None
         if asked.subject != self._name and proof.present:
@@ -243,22 +273,25 @@ class Verification:
         shared: Deferred[Reading | None] = Deferred()
         reading.addCallback(_passing_on(shared))
         found = await shared
+        if found is not None and found.passing:
+            # Nothing was read: whoever asks again has it tried again.
+            self._readings.pop(key, None)
         if found is None:
             current = await directory.entry_by_id(self._index.sql, item.file)
             knows = current.version.number if isinstance(current, File) else None
             return Proof(attempt=item.attempt, present=False, knows=knows)
-        return Proof(attempt=item.attempt, present=True, plain=found.plain, keyed=found.keyed)
+        return Proof(attempt=item.attempt, present=True, plain=found.plain, keyed=found.keyed, problem=found.problem, passing=found.passing)
 
     # --- the disk ---
 
     async def _read(self, nonce: bytes, attempt: AttemptId, algorithm: DigestAlgorithm, whole: bool) -> Reading | None:
-        """Both digests of a blob from one reading; None when it is not there, empty ones when it cannot be read."""
+        """Both digests of a blob from one reading; None when it is not there, and the problem when it cannot be read."""
         try:
             reader = await self._blobs.open(attempt)
         except NoSuchBlob:
             return None
-        except UNREADABLE:
-            return Reading()
+        except UNREADABLE as error:
+            return unreadable(error)
         plain, keyed = algorithm.hasher(), blake3(key=nonce)
 
         def take(data: bytes) -> None:
@@ -277,8 +310,8 @@ class Verification:
                 source = reader.source(start, stop)
                 while data := await source.read():
                     await self._worker.do(take, data)
-        except UNREADABLE:
-            return Reading()
+        except UNREADABLE as error:
+            return unreadable(error)
         finally:
             reader.close()
         if whole:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
 
 import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from securifile.model.errors import CorruptBlock
 from securifile.model.ids import AttemptId, EntryId
 from securifile.model.proofs import BadCopy, Proof, Reading, Report, Verdict
-from securifile.model.verification import NONCE_BYTES, PICKS, failure_of, judge, picked_blocks, settled, unheard
+from securifile.model.verification import NONCE_BYTES, PICKS, failure_of, judge, picked_blocks, settled, unheard, unreadable
 
 ATTEMPT = AttemptId(b"a" * 16)
 NUMBER = 7
@@ -66,9 +69,13 @@ def test_the_digest_alone_is_not_enough() -> None:
     assert whole(attrs.evolve(GOOD, keyed=b"")) == (Verdict.CORRUPT, False)
 
 
+def test_of_picked_blocks_that_differ_nobody_is_blamed_yet() -> None:
+    """The recorded digest is the referee, and it is one of whole files: there is no verdict before both were read whole."""
+    assert sampled(attrs.evolve(SAMPLED, keyed=b"other blocks")) == (None, False)
+
+
 def test_of_picked_blocks_the_readable_copy_is_right() -> None:
-    """Each reading checks each block: one that cannot be read is the bad one, and if both can be the prover is."""
-    assert sampled(attrs.evolve(SAMPLED, keyed=b"other blocks")) == (Verdict.CORRUPT, False)
+    """Each reading checks each block: one that cannot be read is the bad one."""
     assert sampled(attrs.evolve(SAMPLED, keyed=b"")) == (Verdict.CORRUPT, False)
     assert sampled(SAMPLED, Reading()) == (Verdict.OK, True)
     assert sampled(attrs.evolve(SAMPLED, keyed=b""), Reading()) == (Verdict.CORRUPT, True)
@@ -80,6 +87,39 @@ def test_a_node_that_verifies_itself_has_only_the_record() -> None:
     assert whole(attrs.evolve(GOOD, plain=b"another"), None) == (Verdict.CORRUPT, False)
     assert sampled(SAMPLED, None) == (Verdict.OK, False)
     assert sampled(attrs.evolve(SAMPLED, keyed=b""), None) == (Verdict.CORRUPT, False)
+
+
+def test_a_challenger_that_cannot_read_just_now_has_only_the_record() -> None:
+    """Too many open files are no rot, and no reason to blame anybody."""
+    own = Reading(problem="Too many open files", passing=True)
+    assert whole(GOOD, own) == (Verdict.OK, False)
+    assert whole(attrs.evolve(GOOD, plain=b"another"), own) == (Verdict.CORRUPT, False)
+    assert sampled(SAMPLED, own) == (Verdict.OK, False)
+
+
+@pytest.mark.parametrize(
+    ("number", "passing"),
+    [
+        (errno.EIO, False),
+        (errno.EACCES, False),
+        (errno.EROFS, False),
+        (errno.EUCLEAN, False),
+        (errno.EMFILE, True),
+        (errno.ENFILE, True),
+        (errno.ENOMEM, True),
+        (errno.EINTR, True),
+    ],
+)
+def test_what_an_error_of_the_disk_means(number: int, passing: bool) -> None:
+    """The medium's errors are as bad as wrong bytes; what the system is short of for a moment is nothing to be judged."""
+    reading = unreadable(OSError(number, os.strerror(number)))
+    assert (reading.keyed, reading.passing) == (b"", passing)
+    assert os.strerror(number) in reading.problem
+
+
+def test_a_damaged_block_does_not_pass() -> None:
+    """It is what it is."""
+    assert unreadable(CorruptBlock("block 3 is not what was written")) == Reading(problem="block 3 is not what was written")
 
 
 @pytest.mark.parametrize(
@@ -121,6 +161,9 @@ def test_every_combination(proof: Proof) -> None:
         judged = whole if is_whole else sampled
         assert judged(proof, own, still_current=False) == (Verdict.GONE, False)
         verdict, own_bad = judged(proof, own)
+        if verdict is None:
+            assert not is_whole and not own_bad and own is not None
+            assert proof.present and proof.keyed and own.keyed and proof.keyed != own.keyed
         if not proof.present or not proof.keyed:
             assert verdict is not Verdict.OK
         if own is None:

@@ -501,6 +501,9 @@ class Nobody:
     async def fetch(self, *asked: Any) -> Any:
         raise PeerUnreachable("there is nobody else")
 
+    async def ask_admin(self, *asked: Any) -> Any:
+        raise Refusal(Code.CATALOGUE_UNAVAILABLE, "there is nobody else")
+
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import attrs
+import pytest
 from blake3 import blake3
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
@@ -309,17 +310,59 @@ def test_both_copies_are_rotten() -> None:
 
 
 def test_a_disk_that_cannot_be_read_is_no_proof() -> None:
-    """An error of the disk is a bad copy on the side where it happens."""
+    """An error of the disk is a bad copy on the side where it happens, and is named."""
     for broken in (OSError(5, "Input/output error"), CorruptBlock("the sidecar is damaged", attempt=AttemptId(b"a" * 16))):
         world = World()
         file = world.file(1, b"here")
         world.nodes["n2"].blobs.breaks[file.version.attempt] = broken
-        assert verdicts(world.report("n1", "n2")) == [(1, Verdict.CORRUPT)]
+        report = world.report("n1", "n2")
+        assert verdicts(report) == [(1, Verdict.CORRUPT)]
+        assert report.bad[0].reason == str(broken)
         world = World()
         file = world.file(1, b"here")
         world.nodes["n1"].blobs.breaks[file.version.attempt] = broken
         report = world.report("n1", "n2")
         assert (report.bad_count, report.own_bad) == (0, 1)
+
+
+SHORT = OSError(24, "Too many open files")
+
+
+def test_a_prover_that_is_short_of_something_is_asked_again() -> None:
+    """It says nothing about the disk: no verdict, until it could be read; the other files need not be read again."""
+    world = World()
+    file, other = world.file(1, b"here"), world.file(2, b"here, too")
+    world.nodes["n2"].blobs.breaks[file.version.attempt] = SHORT
+    outcome = world.verify("n1", "n2")
+    world.clock.pump([AGAIN_S] * 3)
+    assert outcome == []
+    world.nodes["n2"].blobs.breaks.clear()
+    world.clock.advance(AGAIN_S)
+    assert reported(outcome) == Report(challenger="n1", files=2, bytes=13, whole=True)
+    assert [item.file for _, asked in world.asked[1:] for item in asked.items] == [file.id] * 4
+    assert world.nodes["n2"].blobs.opened.count(other.version.attempt) == 1
+
+
+def test_a_prover_that_stays_short_of_something_has_been_interrupted() -> None:
+    """It makes no progress, and says why; still no copy of it is called bad."""
+    world = World()
+    file = world.file(1, b"here")
+    world.nodes["n2"].blobs.breaks[file.version.attempt] = SHORT
+    for challenger in ("n1", "n2"):
+        outcome = world.verify(challenger, "n2")
+        world.clock.pump([AGAIN_S] * int(PROGRESS_S / AGAIN_S + 1))
+        report = reported(outcome)
+        assert (report.bad_count, report.unheard) == (0, False)
+        assert "Too many open files" in (report.interrupted or "")
+
+
+def test_a_challenger_that_is_short_of_something_blames_nobody() -> None:
+    """The prover is judged by the record, and the challenger's own copy is not called bad."""
+    world = World()
+    file = world.file(1, b"here")
+    world.nodes["n1"].blobs.breaks[file.version.attempt] = SHORT
+    assert world.report("n1", "n2") == Report(challenger="n1", files=1, bytes=4, whole=True)
+    assert world.nodes["n1"].own_bad == []
 
 
 def test_what_changes_meanwhile_is_gone() -> None:
@@ -517,13 +560,21 @@ def test_of_picked_blocks_ones_own_rot_is_ones_own() -> None:
     assert world.nodes["n1"].own_bad == [file.version.attempt]
 
 
-def test_picked_blocks_of_something_else() -> None:
-    """Blocks that are sound in themselves and differ from the challenger's are corrupt."""
+@pytest.mark.parametrize("wrong", ["n1", "n2"])
+def test_picked_blocks_of_something_else(wrong: str) -> None:
+    """Blocks that are sound in themselves and differ from the other's: both are read whole, and the recorded digest says whose is bad."""
     world = World(settings=SAMPLED)
-    file = world.file(1, large())
-    world.nodes["n2"].blobs.drop(file.version.attempt)
-    world.store("n2", file, large()[::-1])
-    assert verdicts(world.report("n1", "n2")) == [(1, Verdict.CORRUPT)]
+    file, other = world.file(1, large()), world.file(2, b"equal")
+    world.nodes[wrong].blobs.drop(file.version.attempt)
+    world.store(wrong, file, large()[::-1])
+    report = world.report("n1", "n2")
+    assert verdicts(report) == ([(1, Verdict.CORRUPT)] if wrong == "n2" else [])
+    assert report.own_bad == (wrong == "n1")
+    assert world.nodes["n1"].own_bad == ([file.version.attempt] if wrong == "n1" else [])
+    assert [(asked.whole, [item.attempt for item in asked.items]) for _, asked in world.asked] == [
+        (False, [file.version.attempt, other.version.attempt]),
+        (True, [file.version.attempt]),
+    ]
 
 
 def test_a_node_verifies_itself() -> None:

@@ -11,7 +11,7 @@ from enum import Enum
 from pathlib import Path
 from types import ModuleType
 
-from securifile.model import digests, entries, facts, roles, servers
+from securifile.model import digests, entries, facts, proofs, roles, servers
 from securifile.model import settings as cluster_settings
 from securifile.protocol import messages
 from securifile.protocol.connection import diagram
@@ -21,9 +21,10 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "protocol.md"
 _VALUES: list[tuple[ModuleType, tuple[str, ...] | None]] = [
     (facts, None),
     (entries, ("Version", "Copy")),
+    (proofs, ("Proof", "BadCopy", "Report")),
     (cluster_settings, ("ClusterSettings",)),
 ]
-_ENUMS: list[type[Enum]] = [servers.ServerKind, servers.Status, roles.Role, digests.DigestAlgorithm]
+_ENUMS: list[type[Enum]] = [servers.ServerKind, servers.Status, roles.Role, digests.DigestAlgorithm, proofs.Verdict]
 
 
 def _cell(text: str | None) -> str:
