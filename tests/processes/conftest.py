@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -42,15 +42,21 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 @contextmanager
-def running(request: pytest.FixtureRequest, **options: object) -> Iterator[LocalCluster]:
-    """A cluster for the module that asks; its directory stays when a test there failed."""
+def running(
+    request: pytest.FixtureRequest, *, prepare: Callable[[LocalCluster], AbstractContextManager[object]] = nullcontext, **options: object
+) -> Iterator[LocalCluster]:
+    """A cluster for the module that asks; its directory stays when a test there failed.
+
+    Args:
+        prepare: entered before the cluster is started, and left after it was stopped.
+    """
     module = request.node.getparent(pytest.Module)
     cluster = LocalCluster(Path(tempfile.mkdtemp(prefix="securifile-")), **options)  # type: ignore[arg-type]
     cluster.directory.chmod(0o755)
     module.stash.setdefault(_clusters, []).append(cluster)
     started = False
     try:
-        with cluster:
+        with prepare(cluster), cluster:
             started = True
             yield cluster
     finally:

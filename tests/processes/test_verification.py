@@ -18,6 +18,7 @@ from tests.processes.database import ask_catalogue
 FILES = int(os.environ.get("SECURIFILE_FILES", "100"))
 CHANGED = FILES // 20
 FILE_BYTES = 20_000
+pytestmark = pytest.mark.timeout(120 + FILES)
 SETTLED_S = 20.0
 
 
