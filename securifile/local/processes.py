@@ -43,7 +43,7 @@ class TimeRanOut(Exception):
     """What was waited for did not come true in time."""
 
 
-def eventually(question: Callable[[], T], timeout_s: float, what: str) -> T:
+def eventually(question: Callable[[], T | None], timeout_s: float, what: str) -> T:
     """Ask until the answer is true, and return that answer.
 
     Args:

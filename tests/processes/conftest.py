@@ -13,9 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from securifile.local.cluster import LocalCluster
+from securifile.local.cluster import ADMIN, LocalCluster
+from securifile.local.network import Network, missing
 
 HERE = Path(__file__).parent
+NODES = [f"node{number}" for number in range(1, 6)]
+PEOPLE = "people"
 _failed = pytest.StashKey[bool]()
 _clusters = pytest.StashKey[list[LocalCluster]]()
 
@@ -94,3 +97,27 @@ def cluster_of(request: pytest.FixtureRequest) -> Iterator[Callable[..., LocalCl
     yield make
     for context in reversed(open_ones):
         context.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[Network]:
+    """A machine of its own for each of five nodes, the admin server, and people; the tests are on theirs meanwhile."""
+    lack = missing()
+    if lack is not None:
+        pytest.skip(f"the network cannot be cut: {lack}")
+    with Network([ADMIN, *NODES, PEOPLE]) as made, made.hosts[PEOPLE].entered():
+        yield made
+
+
+@pytest.fixture(scope="module")
+def networked_cluster(request: pytest.FixtureRequest, network: Network) -> Iterator[LocalCluster]:
+    """Five nodes, two replicas, TLS, on that network."""
+    with running(request, machines={name: network.hosts[name] for name in (ADMIN, *NODES)}) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def cuttable_cluster(request: pytest.FixtureRequest) -> LocalCluster:
+    """The networked one, or where there cannot be one `cluster`: for tests of which only a part needs cuts."""
+    made: LocalCluster = request.getfixturevalue("cluster" if missing() else "networked_cluster")
+    return made

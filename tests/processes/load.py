@@ -1,7 +1,7 @@
 """People at work while servers fail: readers and writers on a few files, what they were told, and whether it can be true.
 
-Every version's content says which upload it was, so that a reader can check each byte of it. The history is judged per file as a
-versioned register: what can be ordered in real time must be ordered by version.
+Every version's content says which upload it was, so that a reader can check each byte of it, and the history of each file can be
+judged: whether there is an order in which it can have happened (`securifile.simulation.linearizability`).
 """
 
 from __future__ import annotations
@@ -16,10 +16,15 @@ import attrs
 
 from securifile.local.asking import Response
 from securifile.local.cluster import LocalCluster
+from securifile.local.processes import eventually
+from securifile.simulation.linearizability import Event, Read, Unanswered, Written, judge
 from tests.processes.actions import BROKEN, Attempt, files, noise
 
 SIZES = (60, 4_000, 120_000, 700_000)
 PATIENCE_S = 8.0
+RETRY_AFTER_S = 1.0
+"""Who has been told that a read is to be tried again elsewhere waits for so long for each answer."""
+CERTAINLY_NOT_DONE = frozenset({*range(400, 500), 503, 507})
 
 
 @attrs.frozen
@@ -32,9 +37,11 @@ class Operation:
     ended: float
     status: int
     """0: no answer."""
+    file: str | None
+    """The id of the file whose version it is."""
     version: int | None
     upload: str | None
-    """Which upload was written, or read."""
+    """Which upload was written, or read; None when what was read is none of them, or not whole."""
     said: str = ""
     """Of a problem: its code and detail; of no answer: what happened."""
 
@@ -58,7 +65,7 @@ class Load(AbstractContextManager["Load"]):
         self, cluster: LocalCluster, *, readers: int, writers: int, paths: int, seed: int, relay: bool = False, via: list[str] | None = None
     ) -> None:
         self._cluster = cluster
-        self._paths = [f"alice/load-{seed}-{number}" for number in range(paths)]
+        self.paths = [f"alice/load-{seed}-{number}" for number in range(paths)]
         self._via = via or list(cluster.nodes)
         self._relay = "?relay=1" if relay else ""
         self._seed = seed
@@ -72,7 +79,7 @@ class Load(AbstractContextManager["Load"]):
         self.history: list[Operation] = []
 
     def __enter__(self) -> Load:
-        for path in self._paths:
+        for path in self.paths:
             self._write(path, f"{path} first", self._via[0])
         for thread in self._threads:
             thread.start()
@@ -88,18 +95,34 @@ class Load(AbstractContextManager["Load"]):
         count = 0
         while not self._enough.is_set():
             count += 1
-            path, node = chance.choice(self._paths), chance.choice(self._via)
+            path, node = chance.choice(self.paths), chance.choice(self._via)
             if kind == "read":
-                self._read(path, node)
+                self._read(path, node, PATIENCE_S, self._relay)
             else:
                 self._write(path, f"{path} {number} {count}", node)
             self._enough.wait(0.02 if kind == "read" else 0.05)
 
-    def _read(self, path: str, node: str) -> None:
-        def ask() -> Response:
-            return self._cluster.http(node, "alice", timeout_s=PATIENCE_S).request("GET", files(path) + self._relay, follow=True)
+    def read_on_retry(self, path: str, nodes: list[str], within_s: float) -> int:
+        """Read through one node after the other until one serves; how many it took.
 
-        self._note("read", path, ask, None)
+        Raises:
+            TimeRanOut: none did.
+        """
+        tries = 0
+
+        def served() -> bool:
+            nonlocal tries
+            tries += 1
+            return self._read(path, nodes[(tries - 1) % len(nodes)], RETRY_AFTER_S, "?relay=1").status == 200
+
+        eventually(served, within_s, f"{path} can be read through one of {', '.join(nodes)}")
+        return tries
+
+    def _read(self, path: str, node: str, timeout_s: float, query: str) -> Operation:
+        def ask() -> Response:
+            return self._cluster.http(node, "alice", timeout_s=timeout_s).request("GET", files(path) + query, follow=True)
+
+        return self._note("read", path, ask, None)
 
     def _write(self, path: str, upload: str, node: str) -> None:
         def ask() -> Response:
@@ -108,7 +131,7 @@ class Load(AbstractContextManager["Load"]):
 
         self._note("write", path, ask, upload)
 
-    def _note(self, kind: str, path: str, ask: Callable[[], Response], upload: str | None) -> None:
+    def _note(self, kind: str, path: str, ask: Callable[[], Response], upload: str | None) -> Operation:
         begun, said = time.monotonic(), ""
         try:
             response: Response | None = ask()
@@ -116,15 +139,19 @@ class Load(AbstractContextManager["Load"]):
             response, said = None, repr(error)
         ended = time.monotonic()
         status = 0 if response is None else response.status
+        file: str | None = None
         version: int | None = None
         if response is not None and status in {200, 201}:
-            version = int(response.headers["ETag"].strip('"').rpartition(".")[2])
+            file, _, number = response.headers["ETag"].strip('"').rpartition(".")
+            version = int(number)
             if kind == "read":
                 upload = upload_in(response.body)
         elif response is not None:
             said = f"{response.code}: {response.body.decode(errors='replace')[-300:]}"
+        done = Operation(kind, path, begun, ended, status, file, version, upload, said)
         with self._lock:
-            self.history.append(Operation(kind, path, begun, ended, status, version, upload, said))
+            self.history.append(done)
+        return done
 
     # --- judging ---
 
@@ -135,41 +162,27 @@ class Load(AbstractContextManager["Load"]):
 
     def violations(self) -> list[str]:
         """What cannot be true of a store that keeps its promises; empty when all is well."""
-        found: list[str] = []
-        contents: dict[tuple[str, int], str] = {}
-        for one in self.history:
-            if one.version is None:
-                continue
-            if one.upload is None:
-                found.append(f"wrong bytes read: {one}")
-                continue
-            before = contents.setdefault((one.path, one.version), one.upload)
-            if before != one.upload:
-                found.append(f"two contents for {one.path} version {one.version}: {before} and {one.upload}")
-        for path in self._paths:
-            known = sorted((one for one in self.history if one.path == path and one.version is not None), key=lambda one: one.ended)
-            newest = 0
-            waiting = sorted(known, key=lambda one: one.begun)
-            ended = iter(known)
-            following = next(ended, None)
-            for one in waiting:
-                while following is not None and following.ended < one.begun:
-                    newest = max(newest, following.version or 0)
-                    following = next(ended, None)
-                if (one.version or 0) < newest:
-                    found.append(f"older than what was known before it began (version {newest}): {one}")
+        found = [f"wrong bytes: {one}" for one in self.history if one.version is not None and one.upload is None]
+        for path in self.paths:
+            about = [one for one in self.history if one.path == path]
+            ids = {one.file for one in about if one.file is not None}
+            if len(ids) > 1:
+                found.append(f"{path} was several files, and nobody deleted one: {ids}")
+            found += [f"{path}: {one.reason}: {one.events}" for one in judge(filter(None, map(_event, about)))]
         return found
 
-    def final_violations(self, read: Callable[[str], Response]) -> list[str]:
-        """Acknowledged writes that are not there now, or not whole."""
-        found = []
-        for path in self._paths:
-            acknowledged = max((one.version or 0 for one in self.history if one.path == path and one.kind == "write"), default=0)
-            response = read(path)
-            version = int(response.headers["ETag"].strip('"').rpartition(".")[2]) if response.status == 200 else 0
-            if version < acknowledged or upload_in(response.body) is None:
-                found.append(f"{path}: version {acknowledged} was acknowledged, and {response.status} with version {version} is there")
-        return found
+
+def _event(one: Operation) -> Event | None:
+    """What a file's history is told of an operation; None when it says nothing of the file."""
+    if one.kind == "write":
+        if one.version is not None:
+            return Written(content=one.upload, version=one.version, begun=one.begun, ended=one.ended)
+        return None if one.status in CERTAINLY_NOT_DONE else Unanswered(content=one.upload, begun=one.begun)
+    if one.status == 404:
+        return Read(content=None, version=0, begun=one.begun, ended=one.ended)
+    if one.version is None or one.upload is None:
+        return None
+    return Read(content=one.upload, version=one.version, begun=one.begun, ended=one.ended)
 
 
 @attrs.frozen

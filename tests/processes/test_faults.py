@@ -1,4 +1,4 @@
-"""Nodes are killed and stopped at random under a load of readers and writers; what people were told stays true."""
+"""Nodes are killed, stopped and cut off at random under a load of readers and writers; what people were told stays true."""
 
 from __future__ import annotations
 
@@ -6,86 +6,104 @@ import os
 import random
 import time
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 
-from securifile.local.cluster import LocalCluster
-from securifile.local.processes import eventually
-from tests.processes.actions import gap, get
+from securifile.local.cluster import ADMIN, LocalCluster
+from securifile.local.network import Network, missing
 from tests.processes.load import Load
 
 ROUNDS = int(os.environ.get("SECURIFILE_FAULT_ROUNDS", "6"))
-SETTLED_S = 30.0
+SETTLED_S = 60.0
+READ_WITHIN_S = 8.0
+"""Three heartbeats until a node is down, the answer of each node waited for, and a loaded machine."""
 
 
-@pytest.fixture(scope="module")
-def seed() -> int:
-    """Printed, so that a run can be had again (its choices, not its timing)."""
-    number = int(os.environ.get("SECURIFILE_SEED", random.randrange(1 << 32)))
-    print(f"\nSECURIFILE_SEED={number}")
-    return number
+class Trouble:
+    """What can happen to the nodes of a cluster, and its end.
+
+    Never to more than two at a time, so that of three holders one is running.
+    """
+
+    def __init__(self, cluster: LocalCluster, network: Network | None, chance: random.Random) -> None:
+        self._cluster = cluster
+        self._network = network
+        self._chance = chance
+        self._victims: list[str] = []
+
+    def begin(self) -> str:
+        """Let one or two nodes suffer; what was done to them."""
+        nodes = list(self._cluster.nodes)
+        self._victims = self._chance.sample(nodes, self._chance.choice([1, 1, 2]))
+        spared = [name for name in nodes if name not in self._victims]
+        if self._network is not None and len(self._victims) == 2 and self._chance.random() < 0.4:
+            beyond = self._chance.choice([spared, [*spared, ADMIN]])
+            self._network.cut(self._victims, beyond)
+            return f"split {' and '.join(self._victims)} from {', '.join(beyond)}"
+        return ", ".join(self._strike(victim, self._chance.choice(spared)) for victim in self._victims)
+
+    def _strike(self, victim: str, other: str) -> str:
+        peers = [name for name in self._cluster.nodes if name != victim]
+        process, network = self._cluster.nodes[victim], self._network
+        possible: dict[str, Callable[[], None]] = {f"kill {victim}": process.kill, f"stop {victim}": process.pause}
+        if network is not None:
+            possible |= {
+                f"cut {victim} from {other}": lambda: network.cut([victim], [other]),
+                f"cut what {victim} sends to {other}": lambda: network.cut([victim], [other], one_way=True),
+                f"cut what {victim} sends to servers": lambda: network.cut([victim], [*peers, ADMIN], one_way=True),
+                f"cut {victim} from nodes": lambda: network.cut([victim], peers),
+                f"cut {victim} from {ADMIN}": lambda: network.cut([victim], [ADMIN]),
+                f"cut {victim} from servers": lambda: network.cut([victim], [*peers, ADMIN]),
+                f"slow {victim}": lambda: network.slow([victim], [*peers, ADMIN], delay_s=0.05, bytes_s=2e6),
+            }
+        # As many processes as wires: half of what happens.
+        kinds = list(possible)
+        what = self._chance.choice(kinds[:2] if network is None or self._chance.random() < 0.4 else kinds[2:])
+        possible[what]()
+        return what
+
+    def end(self) -> None:
+        """All is well again, or will be by itself."""
+        if self._network is not None:
+            self._network.mend()
+        for victim in self._victims:
+            if self._cluster.nodes[victim].is_running:
+                self._cluster.nodes[victim].resume()
+            else:
+                self._cluster.nodes[victim].start()
+        self._cluster.wait_status("running", *self._cluster.nodes, timeout_s=SETTLED_S)
 
 
-def one_round(cluster: LocalCluster, chance: random.Random) -> str:
-    """Break one or two nodes, and mend them again; what was done."""
-    victims = chance.sample(list(cluster.nodes), chance.choice([1, 1, 2]))
-    done = []
-    for victim in victims:
-        what = chance.choice(["kill", "pause"])
-        done.append(f"{what} {victim}")
-        if what == "kill":
-            cluster.nodes[victim].kill()
-        else:
-            cluster.nodes[victim].pause()
-    time.sleep(chance.uniform(0.3, 3.0))
-    for victim in victims:
-        if cluster.nodes[victim].is_running:
-            cluster.nodes[victim].resume()
-        else:
-            cluster.nodes[victim].start()
-    cluster.wait_status("running", *cluster.nodes, timeout_s=SETTLED_S)
-    return ", ".join(done)
-
-
-def test_random_faults_under_load(cluster: LocalCluster, seed: int) -> None:
-    """No acknowledged write is lost, no wrong byte read, no file has two contents for one version, nobody sees the past."""
+@pytest.mark.timeout(120 + 60 * ROUNDS)
+def test_random_faults_under_load(request: pytest.FixtureRequest, cuttable_cluster: LocalCluster) -> None:
+    """Nothing acknowledged is lost, no byte wrong, each file's history linearizable, and each file can be read in each round."""
+    cluster = cuttable_cluster
+    network: Network | None = None if missing() else request.getfixturevalue("network")
+    seed = int(os.environ.get("SECURIFILE_SEED", random.randrange(1 << 32)))
+    print(f"\nSECURIFILE_SEED={seed} (its choices, not its timing)" + ("" if network else f"; no cuts: {missing()}"))
     chance = random.Random(seed)
-    with Load(cluster, readers=3, writers=2, paths=8, seed=seed % 1000) as load:
-        rounds = [one_round(cluster, chance) for _ in range(ROUNDS)]
-    assert load.violations() == [], rounds
-    nodes = list(cluster.nodes)
-
-    def all_there() -> bool:
-        return load.final_violations(lambda path: get(cluster.http(nodes[0], "alice"), path)) == []
-
-    eventually(all_there, SETTLED_S, "every acknowledged version is there")
+    trouble = Trouble(cluster, network, chance)
+    rounds: list[str] = []
+    tries: Counter[int] = Counter()
+    slowest = 0.0
+    with Load(cluster, readers=3, writers=2, paths=8, seed=seed) as load:
+        for _ in range(ROUNDS):
+            what = trouble.begin()
+            until = time.monotonic() + chance.uniform(0.3, 3.0)
+            for path in load.paths:
+                begun = time.monotonic()
+                nodes = chance.sample(list(cluster.nodes), len(cluster.nodes))
+                tries[load.read_on_retry(path, nodes, READ_WITHIN_S)] += 1
+                slowest = max(slowest, time.monotonic() - begun)
+            time.sleep(max(0.0, until - time.monotonic()))
+            trouble.end()
+            rounds.append(f"{time.monotonic():.1f} {what}")
+    for path in load.paths:
+        load.read_on_retry(path, list(cluster.nodes), SETTLED_S)
     good = sum(one.status in {200, 201} for one in load.history)
-    print(f"{ROUNDS} rounds, {len(load.history)} operations, {good} good: {rounds}")
-    assert good > len(load.history) / 2
-
-
-@pytest.mark.parametrize("fault", ["pause", "kill"])
-def test_one_node_hangs_or_dies_under_load(cluster: LocalCluster, seed: int, fault: str) -> None:
-    """Through the relay of the others no read or write fails, and the gaps between good ones are short."""
-    seconds = float(os.environ.get("SECURIFILE_HANG_S", "8"))
-    others = [name for name in cluster.nodes if name != "node2"]
-    with Load(cluster, readers=4, writers=1, paths=6, seed=seed % 1000 + 1000, relay=True, via=others) as load:
-        time.sleep(2)
-        if fault == "pause":
-            cluster.nodes["node2"].pause()
-        else:
-            cluster.nodes["node2"].kill()
-        time.sleep(seconds)
-    if fault == "pause":
-        cluster.nodes["node2"].resume()
-    else:
-        cluster.nodes["node2"].start()
-    read_gap, write_gap = gap(load.attempts("read")), gap(load.attempts("write"))
-    failed = [one for one in load.history if one.status not in {200, 201}]
-    print(f"{fault}: {len(load.history)} operations, longest gap between good reads {read_gap:.2f} s, writes {write_gap:.2f} s")
-    cluster.wait_status("running", "node2", timeout_s=SETTLED_S)
+    kinds = Counter(word for what in rounds for word in ("kill", "stop", "cut", "slow", "split") if word in what)
+    print(f"{ROUNDS} rounds ({dict(kinds)}): {len(load.history)} operations, {good} good; load {os.getloadavg()}")
+    print(f"tries of a read during a fault {sorted(tries.items())}, the slowest {slowest:.1f} s; rounds: {rounds}")
     assert load.violations() == []
-    # 423 is an answer to a writer of the same file, not a failure; with one writer there is none.
-    assert failed == [], Counter(one.said for one in failed)
-    assert read_gap < 1.0
-    assert write_gap < 2.5
+    assert good > len(load.history) / 2
