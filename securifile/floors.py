@@ -69,6 +69,7 @@ FLOORS: dict[str, int] = {
     "securifile.http.targets": DECISIONS,
     "securifile.http.tickets": DECISIONS,
     "securifile.http.wire": DECISIONS,
+    "securifile.http.zip_format": DECISIONS,
     "securifile.http.*": HANDS,
     # audit
     "securifile.audit.framing": DECISIONS,

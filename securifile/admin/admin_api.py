@@ -34,6 +34,7 @@ class AdminApi:
             authenticator=admin.authenticator,
             lookup=admin.lookup,
             contents=admin.contents,
+            archives=admin.archives,
         )
         self._people = PeopleApi(backend=admin.backend, catalogue=admin.catalogue, random=admin.world.random)
         self._epoch = EpochApi(backend=admin.backend, reconciling=admin.reconciling)

@@ -26,6 +26,8 @@ from securifile.admin.repair import ROUND_S as REPAIR_ROUND_S
 from securifile.admin.repair import Repair
 from securifile.admin.watch import KEEP_S, Watch
 from securifile.certificates.authority import Authority
+from securifile.http.archives import Archives
+from securifile.http.delivery import Delivery
 from securifile.http.downloads import Downloads
 from securifile.http.identity import BasicCache
 from securifile.http.lookup import Lookup
@@ -116,14 +118,10 @@ class Admin:
         self._transfers = Transfers(clock=clock, interval_s=lambda: roster.settings.heartbeat_interval_s, serves=self._why_silent)
         ledger.listen(self._learn)
         redirector = Redirector(name=me.name, roster=roster, wall=wall, position=lambda: ledger.position, sign=me.sign)
-        downloads = Downloads(
-            backend=self.backend,
-            lookup=self.lookup,
-            authenticator=self.authenticator,
-            sources=Sources(clock=clock, name=me.name, blobs=None, pool=self._pool, rotten=lambda version, why: None),
-            transfers=self._transfers,
-            redirector=redirector,
-        )
+        sources = Sources(clock=clock, name=me.name, blobs=None, pool=self._pool, rotten=lambda version, why: None)
+        delivery = Delivery(backend=self.backend, authenticator=self.authenticator, transfers=self._transfers)
+        downloads = Downloads(backend=self.backend, lookup=self.lookup, sources=sources, delivery=delivery, redirector=redirector)
+        self.archives = Archives(backend=self.backend, lookup=self.lookup, sources=sources, delivery=delivery)
         self.contents = RedirectedContents(
             backend=self.backend, lookup=self.lookup, downloads=downloads, redirector=redirector, below=world.below
         )

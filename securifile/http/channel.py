@@ -146,11 +146,19 @@ class Request(server.Request):
         Raises:
             Refusal: BAD_REQUEST when it is there more than once, or is not UTF-8.
         """
-        values = self.args.get(name.encode(), [])
+        values = self.queries(name)
         if len(values) > 1:
             raise Refusal(Code.BAD_REQUEST, f"The parameter {name} may be given once.")
+        return values[0] if values else None
+
+    def queries(self, name: str) -> list[str]:
+        """All values of a parameter in the query, in order.
+
+        Raises:
+            Refusal: BAD_REQUEST when one is not UTF-8.
+        """
         try:
-            return values[0].decode() if values else None
+            return [value.decode() for value in self.args.get(name.encode(), [])]
         except UnicodeDecodeError:
             raise Refusal(Code.BAD_REQUEST, f"The parameter {name} must be percent-encoded UTF-8.") from None
 

@@ -6,14 +6,12 @@ The origin serves, or the first running replica by priority; every other server 
 
 from __future__ import annotations
 
-from typing import Any
-
-from securifile.http.authentication import Authenticator
 from securifile.http.backend import Backend
 from securifile.http.channel import Request
 from securifile.http.content import HeaderList, content_headers
+from securifile.http.delivery import Delivery
 from securifile.http.exchange import Access, Answer, Streamed
-from securifile.http.lookup import Found, Lookup, authorise
+from securifile.http.lookup import Found, Lookup
 from securifile.http.ranges import (
     ByteRange,
     Verdict,
@@ -26,14 +24,12 @@ from securifile.http.ranges import (
     unsatisfied_range,
 )
 from securifile.http.redirects import Redirector, check_ticket
-from securifile.http.sources import Sources, VersionSource
+from securifile.http.sources import Sources
 from securifile.http.targets import Target
-from securifile.http.transfers import Transfer, Transfers
-from securifile.model.errors import Code, Refusal, StreamBroken
+from securifile.model.errors import Code, Refusal
 from securifile.model.facts import File, Folder
-from securifile.model.roles import Action, Role
+from securifile.model.roles import Action
 from securifile.model.serving import serving_order
-from securifile.sql import directory
 
 
 class Downloads:
@@ -44,16 +40,14 @@ class Downloads:
         *,
         backend: Backend,
         lookup: Lookup,
-        authenticator: Authenticator,
         sources: Sources,
-        transfers: Transfers,
+        delivery: Delivery,
         redirector: Redirector,
     ) -> None:
         self._backend = backend
         self._lookup = lookup
-        self._authenticator = authenticator
         self._sources = sources
-        self._transfers = transfers
+        self._delivery = delivery
         self._redirector = redirector
 
     async def get(self, request: Request, access: Access, target: Target) -> Answer | Streamed:
@@ -113,61 +107,8 @@ class Downloads:
         if wanted is not None:
             headers.append((b"Content-Range", content_range(wanted, size).encode("ascii")))
         source = self._sources.open(file.version, order, start, stop)
-        access.bytes = 0
         try:
-            # The first bytes before the status: while nothing is sent, "nobody has it" is still a clean answer.
-            first = await source.read()
-            await self._send(request, access, found, source, first, status, headers, stop - start)
+            await self._delivery.send(request, access, found.entry.id, source, status=status, headers=headers, length=stop - start)
         finally:
             source.close()
         return Streamed(status=status)
-
-    async def _send(
-        self,
-        request: Request,
-        access: Access,
-        found: Found,
-        source: VersionSource,
-        first: bytes,
-        status: int,
-        headers: HeaderList,
-        length: int,
-    ) -> None:
-        sink: Any = None
-        reasons: list[str] = []
-
-        def cut(reason: str) -> None:
-            reasons.append(reason)
-            if sink is not None:
-                sink.abort()
-
-        async def check() -> None:
-            access.caller = await self._authenticator.again(access.signed_in)
-
-            async def role(sql: Any) -> Role | None:
-                chain = await directory.ancestry(sql, found.entry.id)
-                return await directory.role_along(sql, access.signed_in.username, chain)
-
-            authorise(await self._backend.read(role), Action.READ)
-
-        def has_ended() -> bool:
-            return access.signed_in.has_ended(self._backend.wall())
-
-        with self._transfers.watched(Transfer(entry=found.entry.id, check=check, cut=cut, has_ended=has_ended)):
-            if self._transfers.changed_at >= request.begun_at:
-                # Since the rights were judged nobody watched: the first bytes may have taken seconds.
-                await check()
-            if reasons:
-                raise Refusal(Code.FORBIDDEN, reasons[0])
-            sink = request.start(status, headers, length)
-            data = first
-            try:
-                while data:
-                    await sink.write(data)
-                    access.bytes = (access.bytes or 0) + len(data)
-                    data = await source.read()
-                sink.finish()
-            except (StreamBroken, Refusal) as error:
-                # The client has gone, was cut off, or nobody is left to go on: the answer ends short, which the length shows.
-                sink.abort()
-                access.detail = reasons[0] if reasons else str(error)

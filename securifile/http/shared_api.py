@@ -16,6 +16,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from securifile.http.answers import details_json, entry_json, path_text, person_json, time_text, verified_json
+from securifile.http.archives import Archives
 from securifile.http.authentication import Authenticator, Caller
 from securifile.http.backend import Backend
 from securifile.http.channel import Request
@@ -60,12 +61,22 @@ class SharedApi:
 
     _log = Logger()
 
-    def __init__(self, *, clock: IReactorTime, backend: Backend, authenticator: Authenticator, lookup: Lookup, contents: Contents) -> None:
+    def __init__(
+        self,
+        *,
+        clock: IReactorTime,
+        backend: Backend,
+        authenticator: Authenticator,
+        lookup: Lookup,
+        contents: Contents,
+        archives: Archives,
+    ) -> None:
         self._clock = clock
         self._lookup = lookup
         self._backend = backend
         self._authenticator = authenticator
         self._contents = contents
+        self._archives = archives
 
     def register(self, app: Klein) -> None:
         """Put the routes on `app`."""
@@ -80,6 +91,8 @@ class SharedApi:
             ("DELETE", "delete", self._delete),
         ):
             self.route(app, "/api/v1/files/", method, event, handler, branch=True)
+        for method, event in (("GET", "archive"), ("HEAD", "look")):
+            self.route(app, "/api/v1/archive/", method, event, self._archive, branch=True)
         self.route(app, "/api/v1/details/", "GET", "details", self._details, branch=True)
         for method, event, handler in (
             ("GET", "list-access", self._grants),
@@ -215,6 +228,9 @@ class SharedApi:
             "entries": [entry_json(entry) for entry in entries[:limit]],
         }
         return paged(request, value, entries[limit - 1].name if len(entries) > limit else None)
+
+    async def _archive(self, request: Request, access: Access) -> Answer | Streamed:
+        return await self._archives.get(request, access, parse_target(request.path, kind="archive"))
 
     async def _put(self, request: Request, access: Access) -> Answer | Streamed:
         target = parse_target(request.path)

@@ -11,7 +11,9 @@ from typing import Any
 
 import attrs
 
+from securifile.http.archives import Archives
 from securifile.http.authentication import Authenticator
+from securifile.http.delivery import Delivery
 from securifile.http.downloads import Downloads
 from securifile.http.identity import BasicCache
 from securifile.http.lookup import Lookup
@@ -145,14 +147,9 @@ class Node:
             clock=clock, interval_s=lambda: self.cluster.roster.settings.heartbeat_interval_s, serves=self._why_silent
         )
         sources = Sources(clock=clock, name=name, blobs=stores.blobs, pool=self._pool, rotten=self._rotten)
-        self.downloads = Downloads(
-            backend=self.acting,
-            lookup=self.lookup,
-            authenticator=self.authenticator,
-            sources=sources,
-            transfers=self._transfers,
-            redirector=redirector,
-        )
+        delivery = Delivery(backend=self.acting, authenticator=self.authenticator, transfers=self._transfers)
+        self.downloads = Downloads(backend=self.acting, lookup=self.lookup, sources=sources, delivery=delivery, redirector=redirector)
+        self.archives = Archives(backend=self.acting, lookup=self.lookup, sources=sources, delivery=delivery)
         self.uploads = Uploads(
             clock=clock,
             name=name,

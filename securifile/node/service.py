@@ -246,6 +246,7 @@ class NodeService(Service):
             authenticator=node.authenticator,
             lookup=node.lookup,
             contents=NodeContents(node.downloads, node.uploads),
+            archives=node.archives,
         )
         app = node_app(
             name=node.acting.name,

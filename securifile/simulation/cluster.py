@@ -459,6 +459,7 @@ class SimulatedCluster:
             authenticator=node.authenticator,
             lookup=node.lookup,
             contents=NodeContents(node.downloads, node.uploads),
+            archives=node.archives,
         )
         app = node_app(
             name=machine.name, tls=False, api=api, cluster=node.cluster, index=index, metrics=lambda: node_metrics(node.cluster, index)

@@ -59,7 +59,7 @@ def ask(method: str, *headers: str) -> Answer:
     backend: Any = SimpleNamespace(name="n1", is_available=lambda name: True, roster=SimpleNamespace(servers={}))
     lookup: Any = SimpleNamespace(find=find)
     nothing: Any = None
-    downloads = Downloads(backend=backend, lookup=lookup, authenticator=nothing, sources=nothing, transfers=nothing, redirector=nothing)
+    downloads = Downloads(backend=backend, lookup=lookup, sources=nothing, delivery=nothing, redirector=nothing)
     app = klein_problems(Klein())
 
     @app.route("/api/v1/files/", branch=True)

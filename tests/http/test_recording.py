@@ -28,7 +28,7 @@ class World:
         """What a request to a route with that handler ends with."""
         backend: Any = SimpleNamespace(audit=self.audit, admit=self.admit, wall=lambda: 0.0, name="n1")
         nothing: Any = None
-        api = SharedApi(clock=Clock(), backend=backend, authenticator=nothing, lookup=nothing, contents=nothing)
+        api = SharedApi(clock=Clock(), backend=backend, authenticator=nothing, lookup=nothing, contents=nothing, archives=nothing)
         routes: list[Any] = []
         app: Any = SimpleNamespace(route=lambda *args, **kwargs: routes.append)
         api.route(app, "/x", method.decode(), "event", handler, anonymous=True)

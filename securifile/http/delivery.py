@@ -1,0 +1,79 @@
+"""Sending what somebody may read, for as long as they may: cut off when the right to it ends, short when nobody can go on giving it."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred
+
+from securifile.http.authentication import Authenticator
+from securifile.http.backend import Backend
+from securifile.http.channel import Request
+from securifile.http.content import HeaderList
+from securifile.http.exchange import Access
+from securifile.http.lookup import authorise
+from securifile.http.transfers import Transfer, Transfers
+from securifile.model.errors import Code, Refusal, StreamBroken
+from securifile.model.ids import EntryId
+from securifile.model.roles import Action, Role
+from securifile.sql import directory
+
+
+class Source(Protocol):
+    """Bytes to be sent, in pieces; closed by who opened it."""
+
+    def read(self) -> Deferred[bytes]:
+        """The next piece; nothing at the end. Raises `StreamBroken` or `Refusal` when there will be no more."""
+
+
+class Delivery:
+    """Sends contents on one server."""
+
+    def __init__(self, *, backend: Backend, authenticator: Authenticator, transfers: Transfers) -> None:
+        self._backend = backend
+        self._authenticator = authenticator
+        self._transfers = transfers
+
+    async def send(
+        self, request: Request, access: Access, entry: EntryId, source: Source, *, status: int, headers: HeaderList, length: int
+    ) -> None:
+        """Answer with all of `source`, `length` bytes, which the caller may read because they may read `entry`. Raises `Refusal`."""
+        access.bytes = 0
+        # The first bytes before the status: while nothing is sent, "nobody has it" is still a clean answer.
+        data = await source.read()
+        sink: Any = None
+        reasons: list[str] = []
+
+        def cut(reason: str) -> None:
+            reasons.append(reason)
+            if sink is not None:
+                sink.abort()
+
+        async def check() -> None:
+            access.caller = await self._authenticator.again(access.signed_in)
+
+            async def role(sql: Any) -> Role | None:
+                return await directory.role_along(sql, access.signed_in.username, await directory.ancestry(sql, entry))
+
+            authorise(await self._backend.read(role), Action.READ)
+
+        def has_ended() -> bool:
+            return access.signed_in.has_ended(self._backend.wall())
+
+        with self._transfers.watched(Transfer(entry=entry, check=check, cut=cut, has_ended=has_ended)):
+            if self._transfers.changed_at >= request.begun_at:
+                # Since the rights were judged nobody watched: the first bytes may have taken seconds.
+                await check()
+            if reasons:
+                raise Refusal(Code.FORBIDDEN, reasons[0])
+            sink = request.start(status, headers, length)
+            try:
+                while data:
+                    await sink.write(data)
+                    access.bytes += len(data)
+                    data = await source.read()
+                sink.finish()
+            except (StreamBroken, Refusal) as error:
+                # The client has gone, was cut off, or nobody is left to go on: the answer ends short, which the length shows.
+                sink.abort()
+                access.detail = reasons[0] if reasons else str(error)
