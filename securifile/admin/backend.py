@@ -243,6 +243,7 @@ class NodeHandlers:
             m.CheckPassword: self._check_password,
             m.CopyMade: self._answering(lambda peer, asked: files.copy_made(asked, peer.identity.name)),
             m.CopyBad: self._answering(lambda peer, asked: files.copy_bad(asked, peer.identity.name)),
+            m.CopiesFailing: self._watch.failing.take,
             m.CopiesChecked: self._answering(lambda peer, asked: self._catalogue.checks.note(asked, peer.identity.name)),
             m.RenewCertificate: self._answering(self._renew),
         }

@@ -131,6 +131,7 @@ class Admin:
             wall=wall,
             room=lambda: {name: seen.available_bytes for name, seen in self.watch.seen.items() if roster.is_running(name)},
             below=world.below,
+            stuck=self.watch.failing.stuck,
             may=self.duty.still_ours,
         )
         self._chores = Chores(

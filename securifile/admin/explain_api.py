@@ -70,7 +70,9 @@ class ExplainApi:
             "serving": serving,
             "lock_known": lock_known,
             "lock": lock,
-            "next": next_for_file(version, roster.servers, roster.settings, now, room=room),
+            "next": next_for_file(
+                version, roster.servers, roster.settings, now, room=room, failing=self._watch.failing.of(file.id, version.attempt)
+            ),
         }
         return Answer(status=200, value=value)
 

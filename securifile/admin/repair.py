@@ -1,8 +1,9 @@
 """Restoring the wanted number of copies: the catalogue says where copies should be, and the nodes fetch them.
 
-In each round the files that a lost or leaving node holds come first, the most endangered of them before the others; then a part of all
-files in turn, which finds what a changed r asks for, and what is too much. Every change is decided again inside its transaction, so
-that an upload that came between is not undone; of several admin servers the one plans that has the duty (`admin/duties.py`).
+In each round the files that a lost or leaving node holds, and those with a copy that its node cannot make, come first, the most
+endangered of them before the others; then a part of all files in turn, which finds what a changed r asks for, and what is too much. Every
+change is decided again inside its transaction, so that an upload that came between is not undone; of several admin servers the one plans
+that has the duty (`admin/duties.py`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import attrs
 from twisted.logger import Logger
 
 from securifile.admin.duties import May, anybody
+from securifile.admin.failing import Stuck, nobody_is_stuck
 from securifile.admin.ledger import Decision, Entered, Ledger
 from securifile.model.entries import Copy
 from securifile.model.facts import File
@@ -49,10 +51,12 @@ class Repair:
         wall: Callable[[], float],
         room: Callable[[], Mapping[str, int]],
         below: Callable[[int], int],
+        stuck: Callable[[], Stuck] = nobody_is_stuck,
         may: May = anybody,
     ) -> None:
         """Args:
         room: bytes available on each running node.
+        stuck: see `FailingCopies.stuck`.
         may: asked in the transaction; if not, nothing is planned.
         """
         self._ledger = ledger
@@ -60,6 +64,7 @@ class Repair:
         self._wall = wall
         self._room = room
         self._below = below
+        self._stuck = stuck
         self._may = may
         self._cursor = b""
 
@@ -69,12 +74,13 @@ class Repair:
 
     async def round(self) -> None:
         """Plan what is most urgent. A chore."""
-        urgent, some, coming = await self._ledger.database.read(self._candidates)
+        stuck = self._stuck()
+        urgent, some, coming = await self._ledger.database.read(lambda sql: self._candidates(sql, stuck))
         files = {file.id: file for file in (*urgent, *some)}
         room = self._room()
         changing: list[EntryId] = []
         for file in sorted(files.values(), key=lambda file: (worth(file.version, self.holding_of).readable, file.id)):
-            copies = self._plan(file, room)
+            copies = self._plan(file, room, stuck)
             if copies is None or len(changing) == CHANGED_MAX:
                 continue
             made = len({copy.node for copy in copies} - {copy.node for copy in file.version.copies})
@@ -82,25 +88,28 @@ class Repair:
             if made == 0 or coming + made <= COMING_MAX:
                 coming += made
                 changing.append(file.id)
-        await self._change(changing, room)
+        await self._change(changing, room, stuck)
 
-    def _plan(self, file: File, room: Mapping[str, int]) -> tuple[Copy, ...] | None:
+    def _plan(self, file: File, room: Mapping[str, int], stuck: Stuck) -> tuple[Copy, ...] | None:
         wanted = self._roster.settings.copies_wanted
-        return plan(file.version, wanted, holding_of=self.holding_of, room=room, below=self._below)
+        nodes = [node for node, attempt in stuck.get(file.id, {}).items() if attempt == file.version.attempt]
+        return plan(file.version, wanted, holding_of=self.holding_of, room=room, below=self._below, stuck=nodes)
 
-    async def _candidates(self, sql: Any) -> tuple[list[File], list[File], int]:
+    async def _candidates(self, sql: Any, stuck: Stuck) -> tuple[list[File], list[File], int]:
         holders = {node: self.holding_of(node) for node in await directory.holders(sql)}
         good = tuple(node for node in holders if holders[node] is Holding.GOOD)
         leaving = tuple(node for node in holders if holders[node] is Holding.LEAVING)
         wanting = (*leaving, *(node for node in holders if holders[node] is Holding.LOST))
         # Those that cannot be made, because their node or all that they could be made from is away, hold up nothing else.
+        # Nor do those of a node that is stuck with any: a full disk has many.
+        stuck_nodes = {node for nodes in stuck.values() for node in nodes}
         rows = await sql.query(
             "SELECT count(*) FROM copies AS mine WHERE NOT mine.durable AND mine.node IN :good AND EXISTS"
             " (SELECT 1 FROM copies AS source WHERE source.file = mine.file AND source.durable AND source.node IN :readable)",
-            {"good": good, "readable": (*good, *leaving)},
+            {"good": tuple(node for node in good if node not in stuck_nodes), "readable": (*good, *leaving)},
         )
         coming = int(rows[0][0])
-        urgent: list[File] = []
+        urgent: list[File] = await directory.files(sql, [file.value for file in sorted(stuck)[:LOOKED_AT]])
         if wanting and coming < COMING_MAX:
             rows = await sql.query(
                 "SELECT mine.file FROM copies AS mine JOIN copies AS source"
@@ -108,7 +117,7 @@ class Repair:
                 " WHERE mine.node IN :wanting GROUP BY mine.file ORDER BY count(DISTINCT source.node), mine.file LIMIT :limit",
                 {"readable": (*good, *leaving), "wanting": wanting, "limit": LOOKED_AT},
             )
-            urgent = await directory.files(sql, [bytes(row[0]) for row in rows])
+            urgent += await directory.files(sql, [bytes(row[0]) for row in rows])
         rows = await sql.query(
             "SELECT id FROM entries WHERE number IS NOT NULL AND id > :after ORDER BY id LIMIT :limit",
             {"after": self._cursor, "limit": LOOKED_AT},
@@ -116,7 +125,7 @@ class Repair:
         self._cursor = bytes(rows[-1][0]) if len(rows) == LOOKED_AT else b""
         return urgent, await directory.files(sql, [bytes(row[0]) for row in rows]), coming
 
-    async def _change(self, ids: Sequence[EntryId], room: Mapping[str, int]) -> None:
+    async def _change(self, ids: Sequence[EntryId], room: Mapping[str, int], stuck: Stuck) -> None:
         if not ids:
             return
 
@@ -125,7 +134,7 @@ class Repair:
             if not await self._may(sql):
                 return Decision(facts=(), answer=None)
             for file in await directory.files(sql, [id_.value for id_ in ids]):
-                copies = self._plan(file, room)
+                copies = self._plan(file, room, stuck)
                 if copies is not None:
                     facts.append(attrs.evolve(file, version=attrs.evolve(file.version, copies=copies)))
             return Decision(facts=tuple(facts), answer=None)

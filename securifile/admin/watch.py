@@ -17,6 +17,7 @@ from twisted.logger import Logger
 
 from securifile.admin.catalogue import Catalogue
 from securifile.admin.duties import Duty
+from securifile.admin.failing import FailingCopies
 from securifile.admin.ledger import Entered
 from securifile.admin.members import Seen, StatusChange, absent
 from securifile.admin.peers import Peers
@@ -99,6 +100,8 @@ class Watch:
         self._again = False
         self._stopped = True
         self._timer: Any = None
+        self.failing = FailingCopies(wall=wall, settings=lambda: catalogue.roster.settings)
+        """What nodes tell of copies that they cannot make."""
         self.heartbeats = Heartbeats(
             clock=clock,
             roster=catalogue.roster,

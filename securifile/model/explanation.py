@@ -7,12 +7,13 @@ is said cannot differ from what is done.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import attrs
 
 from securifile.model.entries import Copy, Version
 from securifile.model.facts import Server
-from securifile.model.repair import Holding, holding, plan, worth
+from securifile.model.repair import Failing, Holding, holding, plan, worth
 from securifile.model.servers import Status
 from securifile.model.settings import ClusterSettings
 
@@ -75,8 +76,26 @@ def _copies(count: int) -> str:
     return "1 copy is" if count == 1 else f"{count} copies are"
 
 
+NOTHING_FAILS: Mapping[str, Failing] = MappingProxyType({})
+
+
+def _failing(node: str, failing: Failing, settings: ClusterSettings, now: float, *, moves: bool) -> str:
+    said = f"{node} cannot make its copy: {failing.reason} (tried {failing.failures} times in {span(now - failing.since)})"
+    if moves:
+        return f"{said}; another node makes it instead"
+    if failing.is_stuck(settings, now):
+        return f"{said}; it goes on trying"
+    return f"{said}; if it goes on failing, another node is to make it in {span(failing.stuck_at(settings) - now)}"
+
+
 def next_for_file(
-    version: Version, servers: Mapping[str, Server], settings: ClusterSettings, now: float, *, room: Mapping[str, int]
+    version: Version,
+    servers: Mapping[str, Server],
+    settings: ClusterSettings,
+    now: float,
+    *,
+    room: Mapping[str, int],
+    failing: Mapping[str, Failing] = NOTHING_FAILS,
 ) -> list[str]:
     """What happens to the copies of a version from here, if nothing else changes; at least one sentence.
 
@@ -84,6 +103,7 @@ def next_for_file(
         servers: the members, by name.
         now: wall clock.
         room: bytes available on each running node.
+        failing: nodes that try to make a copy of it in vain.
     """
 
     def holding_of(node: str) -> Holding:
@@ -91,7 +111,8 @@ def next_for_file(
 
     wanted = settings.copies_wanted
     here = worth(version, holding_of)
-    planned = plan(version, wanted, holding_of=holding_of, room=room, below=lambda bound: 0) or version.copies
+    stuck = [node for node, one in failing.items() if one.is_stuck(settings, now)]
+    planned = plan(version, wanted, holding_of=holding_of, room=room, below=lambda bound: 0, stuck=stuck) or version.copies
     # The real planner draws lots among the nodes that have room, so no new node is named.
     added = len({copy.node for copy in planned} - {copy.node for copy in version.copies})
     stays = {copy.node for copy in planned}
@@ -104,9 +125,11 @@ def next_for_file(
             else "no server is known to have the content"
         )
     for copy in here.coming:
-        if copy.node in stays:
+        if copy.node in failing:
+            said.append(_failing(copy.node, failing[copy.node], settings, now, moves=copy.node not in stays))
+        elif copy.node in stays:
             said.append(f"a copy is being made on {copy.node}" if here.readable else f"a copy is made on {copy.node} when one can be read")
-    missing = wanted - len(here.good) - len(here.away) - len(here.coming)
+    missing = wanted - len(here.good) - len(here.away) - sum(copy.node not in stuck for copy in here.coming)
     if added:
         said.append(f"{_copies(added)} to be made on another node, after those of more endangered files")
     if missing > added and here.readable:
@@ -122,6 +145,8 @@ def next_for_file(
         said.append(_state(server, now) + then)
     for copy in version.copies:
         kind = holding_of(copy.node)
+        if copy.node not in stays and copy.node in failing and copy in here.coming:
+            continue
         if copy.node not in stays:
             reason = "one more than wanted" if kind is Holding.GOOD and copy.durable else "not needed any more"
             said.append(f"the copy on {copy.node} is dropped soon: {reason}")

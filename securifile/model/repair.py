@@ -7,12 +7,13 @@
 
 A lost or leaving copy is dropped from the list only when enough others are good, so that there is always one to read, and a node that
 returns late still knows of a file whose other copies have gone meanwhile. A copy that is still pending counts while its node is good; on
-any other node it is not waited for, because nothing is known to be there.
+any other node it is not waited for, because nothing is known to be there. Nor is it on a node that is stuck with it: one that is running,
+has tried several times, and says that it cannot.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from enum import StrEnum
 
 import attrs
@@ -46,6 +47,34 @@ def holding(server: Server | None, settings: ClusterSettings, now: float) -> Hol
         return Holding.LEAVING if server.draining else Holding.GOOD
     grace_s = settings.repair_after_offline_s if server.offline else settings.repair_after_s
     return Holding.AWAY if now - server.since < grace_s else Holding.LOST
+
+
+STUCK_FAILURES = 3
+"""A node is stuck with a copy after so many failures, and so long:"""
+
+STUCK_DISK_S = 15.0
+"""if its own disk cannot take it. A full disk seldom has room a moment later. If the content cannot be had, for the grace time of a lost
+copy, because what keeps one node from a holder most often passes, and may keep others from it, too."""
+
+
+@attrs.frozen(kw_only=True)
+class Failing:
+    """A pending copy that its node tries to make in vain, as it told."""
+
+    failures: int
+    since: float
+    """Wall clock of the first failure."""
+    reason: str
+    own_disk: bool
+    """It is the node's own disk that cannot take it; else the content could not be had."""
+
+    def stuck_at(self, settings: ClusterSettings) -> float:
+        """From when on (wall clock) the node is stuck with it, if it fails often enough until then."""
+        return self.since + (STUCK_DISK_S if self.own_disk else settings.repair_after_s)
+
+    def is_stuck(self, settings: ClusterSettings, now: float) -> bool:
+        """Whether another node should make the copy instead."""
+        return self.failures >= STUCK_FAILURES and now >= self.stuck_at(settings)
 
 
 @attrs.frozen(kw_only=True)
@@ -83,7 +112,13 @@ def worth(version: Version, holding_of: Callable[[str], Holding]) -> Worth:
 
 
 def plan(
-    version: Version, wanted: int, *, holding_of: Callable[[str], Holding], room: Mapping[str, int], below: Callable[[int], int]
+    version: Version,
+    wanted: int,
+    *,
+    holding_of: Callable[[str], Holding],
+    room: Mapping[str, int],
+    below: Callable[[int], int],
+    stuck: Collection[str] = (),
 ) -> tuple[Copy, ...] | None:
     """The copies that the version should list from now on; None when nothing is to be changed, or can be.
 
@@ -92,12 +127,14 @@ def plan(
         holding_of: what copies on a node are worth.
         room: bytes available on each node that may take a copy.
         below: draws a random integer from 0 to its argument - 1.
+        stuck: nodes that are to make a copy of it and cannot.
     """
     now = worth(version, holding_of)
+    able = tuple(copy for copy in now.coming if copy.node not in stuck)
     # The first ones by priority stay; every one of them is on a node that has been verified since it returned.
-    coming = now.coming[: max(0, wanted - len(now.good))]
-    stale = tuple(copy for copy in version.copies if not copy.durable and copy not in now.coming)
-    dropped = {*now.good[wanted:], *now.coming[len(coming) :]}
+    coming = able[: max(0, wanted - len(now.good))]
+    stale = tuple(copy for copy in version.copies if not copy.durable and copy not in able)
+    dropped = {*now.good[wanted:], *able[len(coming) :]}
     if len(now.good) >= wanted:
         dropped |= {*now.lost, *now.leaving, *stale}
     added: list[Copy] = []

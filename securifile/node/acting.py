@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred
@@ -99,6 +100,14 @@ class Acting:
             except (DeadlineExceeded, PeerUnreachable) as error:
                 raise OutcomeUnknown(f"the answer of {name} was lost: {error}") from error
         raise refused
+
+    async def tell_admins(self, message: Any) -> None:
+        """Tell every admin server that is connected; one that does not take it, or does not know such a message, is told the next time."""
+        for name in self._cluster.admins:
+            link = self._cluster.link(name)
+            if link is not None and link.connected:
+                with suppress(Refusal, DeadlineExceeded, PeerUnreachable):
+                    await link.ask(message, ACT_S)
 
     async def act(self, asked: m.MakeFolder | m.Delete | m.Move | m.SetGrant) -> m.Acted:
         """See `Backend`."""

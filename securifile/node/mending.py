@@ -1,6 +1,7 @@
 """Fetching blobs that this node should have: copies that are pending, and those that turned out missing or rotten.
 
-What it fetches is checked against the recorded digest before it counts, and a copy counts only when the catalogue has noted it.
+What it fetches is checked against the recorded digest before it counts, and a copy counts only when the catalogue has noted it. Copies that
+cannot be made are told of, so that another node is given them.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import attrs
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
@@ -17,7 +19,7 @@ from securifile.http.sources import Sources, VersionSource
 from securifile.model.entries import BlobSummary
 from securifile.model.errors import BlobExists, Code, DiskFull, OutcomeUnknown, Refusal, StreamBroken
 from securifile.model.facts import Fact, File
-from securifile.model.ids import AttemptId
+from securifile.model.ids import AttemptId, EntryId
 from securifile.node.acting import Acting
 from securifile.node.examination import examine
 from securifile.node.index import Index
@@ -30,7 +32,20 @@ AGAIN_S = 5.0
 
 LOST_NAMED_MAX = 100
 
+FAILING_MAX = 200
+"""Copies that fail in one pass before it is given up: they are told of, and when others have taken them over come the next ones."""
+
 FAILED = (Refusal, OutcomeUnknown, StreamBroken, DiskFull, BlobExists, OSError)
+
+
+@attrs.frozen(kw_only=True)
+class _Failing:
+    """A copy that was tried in vain, so many times in a row."""
+
+    file: EntryId
+    since: float
+    failures: int
+    error: BaseException
 
 
 class Mending:
@@ -62,6 +77,7 @@ class Mending:
         self._acting = acting
         self._rate = rate
         self._checked = checked
+        self._failing: dict[AttemptId, _Failing] = {}
         self._running: Deferred[None] | None = None
         self._news: Deferred[None] = Deferred()
 
@@ -101,6 +117,8 @@ class Mending:
 
     async def _pass(self, pending: list[File]) -> bool:
         """Make the pending copies, each if it can be; whether nothing is left over."""
+        now = self._clock.seconds()
+        known, self._failing = self._failing, {}
         complete = True
         for file in pending:
             try:
@@ -108,15 +126,37 @@ class Mending:
             except FAILED as error:
                 self._log.warn("the copy of {file} cannot be made yet: {problem}", file=str(file.id), problem=str(error))
                 complete = False
-                if not _is_about_one_file(error):
+                if _is_about_the_catalogue(error):
+                    # Nothing can be noted now, nor told.
+                    self._failing = {**known, **self._failing}
+                    return False
+                before = known.get(file.version.attempt) or _Failing(file=file.id, since=now, failures=0, error=error)
+                self._failing[file.version.attempt] = attrs.evolve(before, failures=before.failures + 1, error=error)
+                if len(self._failing) == FAILING_MAX:
                     break
+        if self._failing:
+            await self._acting.tell_admins(m.CopiesFailing(copies=tuple(self._told(*one) for one in self._failing.items())))
         return complete
+
+    def _told(self, attempt: AttemptId, failing: _Failing) -> m.FailingCopy:
+        return m.FailingCopy(
+            file=failing.file,
+            attempt=attempt,
+            failures=failing.failures,
+            since_s=self._clock.seconds() - failing.since,
+            reason=str(failing.error),
+            own_disk=isinstance(failing.error, DiskFull | OSError),
+        )
 
     async def _complete(self, file: File) -> None:
         """Fetch one pending copy and have it noted."""
         if await directory.file_by_attempt(self._index.sql, file.id, file.version.attempt) is None:
             return
         if not await self._is_whole(file):
+            space = await self._blobs.space()
+            if file.version.size > space.available_bytes:
+                # Known before anything is fetched, each time anew.
+                raise DiskFull(f"{file.version.size} bytes do not fit: {space.available_bytes} are available")
             await self._fetch(file, self._rate())
         await self._acting.ask_admin(m.CopyMade(file=file.id, attempt=file.version.attempt))
 
@@ -204,6 +244,6 @@ class Mending:
             self._log.failure("mending has stopped", failure)
 
 
-def _is_about_one_file(error: BaseException) -> bool:
-    """Whether the next file may go better: no room, or nobody to tell, is the same for all."""
-    return isinstance(error, StreamBroken | BlobExists) or (isinstance(error, Refusal) and error.code is Code.NO_HOLDER)
+def _is_about_the_catalogue(error: BaseException) -> bool:
+    """Whether nobody can be told, which is the same for all files."""
+    return isinstance(error, OutcomeUnknown) or (isinstance(error, Refusal) and error.code is not Code.NO_HOLDER)

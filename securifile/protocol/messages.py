@@ -425,6 +425,28 @@ class CheckedCopy:
     """One of the sender's copies was read whole, and is sound."""
 
     attempt: AttemptId
+@attrs.frozen(kw_only=True)
+class FailingCopy:
+    """One pending copy that the sender has tried to make, and could not."""
+
+    file: EntryId
+    attempt: AttemptId
+    failures: int
+    """How often it was tried in vain."""
+    since_s: float
+    """How long ago it failed for the first time."""
+    reason: str
+    own_disk: bool = False
+    """It is the sender's disk that cannot take it; else the content could not be had."""
+
+
+@attrs.frozen(kw_only=True)
+class CopiesFailing:
+    """Node to every admin server, as long as it goes on: these copies cannot be made here. Answered by `Done`."""
+
+    copies: tuple[FailingCopy, ...]
+
+
     at: float
     """Wall clock of the sender, seconds since 1970."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import pytest_twisted
@@ -61,6 +62,18 @@ async def test_a_file_in_trouble(asked: AskedByHttp) -> None:
     assert (first["status"], first["durable"]) == ("down", True)
     assert {one["observer"]: one["status"] for one in first["observers"]} == {"admin1": "down", "n2": "down"}
     assert any("n1" in sentence for sentence in found["next"])
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_copy_that_cannot_be_made(asked: AskedByHttp) -> None:
+    """What a running node told of it is said, with what is done about it."""
+    await asked.put("alice/a", "n1 n2?")
+    file = await asked.world.entry("alice/a")
+    failing = m.FailingCopy(file=file.id, attempt=file.version.attempt, failures=2, since_s=5.0, reason="disk-full: no room", own_disk=True)
+    node: Any = asked.nodes["n2"]
+    await asked.admin.nodes.handlers[m.CopiesFailing](node, m.CopiesFailing(copies=(failing,)))
+    (sentence,) = asked.told("GET /api/v1/explain/alice/a", by="alice")["next"]
+    assert sentence.startswith("n2 cannot make its copy: disk-full: no room (tried 2 times in 5 s)")
 
 
 @pytest_twisted.ensureDeferred

@@ -11,10 +11,12 @@ import pytest
 import pytest_twisted
 from twisted.internet.defer import Deferred
 
+from securifile.admin.failing import KEPT_S, FailingCopies
 from securifile.admin.repair import COMING_MAX, Repair
 from securifile.model.entries import Copy
 from securifile.model.errors import Code, Refusal
 from securifile.model.facts import File
+from securifile.model.repair import STUCK_DISK_S, STUCK_FAILURES
 from securifile.model.servers import Status
 from securifile.model.settings import ClusterSettings
 from securifile.protocol import messages as m
@@ -33,6 +35,7 @@ class Repairing:
     def __init__(self) -> None:
         self.world = World(SqliteDatabase(None))
         self.room: dict[str, int] = {}
+        self.failing = FailingCopies(wall=lambda: self.world.now, settings=lambda: self.world.catalogue.roster.settings)
         self.repair: Repair
 
     async def open(self) -> None:
@@ -45,7 +48,29 @@ class Repairing:
     def planner(self, ledger: Any) -> Repair:
         """A planner on that ledger."""
         roster = self.world.catalogue.roster
-        return Repair(ledger=ledger, roster=roster, wall=lambda: self.world.now, room=lambda: self.room, below=Random(1).randrange)
+        return Repair(
+            ledger=ledger,
+            roster=roster,
+            wall=lambda: self.world.now,
+            room=lambda: self.room,
+            below=Random(1).randrange,
+            stuck=self.failing.stuck,
+        )
+
+    async def fails(self, node: str, *, own_disk: bool = True, since_s: float = STUCK_DISK_S) -> None:
+        """A node tells that it cannot make any of its pending copies."""
+        copies = tuple(
+            m.FailingCopy(
+                file=file.id,
+                attempt=file.version.attempt,
+                failures=STUCK_FAILURES,
+                since_s=since_s,
+                reason="no room",
+                own_disk=own_disk,
+            )
+            for file in await self._pending_on(node)
+        )
+        self.failing.note(node, m.CopiesFailing(copies=copies))
 
     async def put(self, path: str, copies: str) -> None:
         """A new version with copies on these nodes: `n1 n2?`, the second one pending."""
@@ -186,6 +211,65 @@ async def test_what_nobody_can_read_holds_up_no_others(repairing: Repairing) -> 
     await repairing.down("n4")
     await repairing.repair.round()
     assert (await repairing.copies("alice/other")).startswith("n3 n4 ")
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_a_running_node_cannot_make_another_one_makes(repairing: Repairing) -> None:
+    """A full disk: once the node is stuck, its pending copies are given to a node with room, those of files with one copy first."""
+    await repairing.world.catalogue.members.set_settings(attrs.evolve(SETTINGS, replicas=2))
+    for number in range(COMING_MAX):
+        await repairing.put(f"alice/two-left-{number}", "n1 n2 n3?")
+    for number in range(5):
+        await repairing.put(f"alice/one-left-{number}", "n1 n3? n2?")
+    repairing.room = {"n3": 0, "n4": ROOM}
+    await repairing.fails("n3", since_s=STUCK_DISK_S - 1)
+    await repairing.repair.round()
+    assert {node for _, node in await repairing.pending()} == {"n3", "n2"}
+    await repairing.fails("n3")
+    await repairing.repair.round()
+    moved = [name for name, node in await repairing.pending() if node == "n4"]
+    # Five copies that n2 makes are under way, too.
+    assert len(moved) == COMING_MAX - 5
+    assert sum(name.startswith("one-left") for name in moved) == 5
+    for _ in range(3):
+        await repairing.fails("n3")
+        await repairing.settle(1)
+    assert "n3" not in {node for _, node in await repairing.pending()}
+    assert await repairing.copies("alice/two-left-0") == "n1 n2 n4"
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_a_node_is_stuck_with_holds_up_no_others(repairing: Repairing) -> None:
+    """A node with a full disk may be to make more copies than are made at a time: those of a lost node are planned all the same."""
+    for number in range(COMING_MAX + 10):
+        await repairing.put(f"alice/{number}", "n1 n3?")
+    await repairing.put("alice/lost", "n1 n2")
+    await repairing.down("n2")
+    repairing.room = {"n4": 0, "n5": 0}
+    await repairing.fails("n3")
+    repairing.room = {"n4": ROOM}
+    await repairing.repair.round()
+    assert (await repairing.copies("alice/lost")).endswith("n4?")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_node_that_is_not_stuck_any_more_keeps_its_copies(repairing: Repairing) -> None:
+    """What it does not repeat is over, an older version counts for nothing, and content that cannot be had is waited for."""
+    await repairing.put("alice/a", "n1 n3?")
+    await repairing.fails("n3")
+    repairing.world.now += KEPT_S
+    await repairing.repair.round()
+    assert await repairing.copies("alice/a") == "n1 n3?"
+    await repairing.fails("n3", own_disk=False, since_s=GRACE_S - 1)
+    await repairing.repair.round()
+    assert await repairing.copies("alice/a") == "n1 n3?"
+    await repairing.fails("n3")
+    await repairing.put("alice/a", "n1 n3?")
+    await repairing.repair.round()
+    assert await repairing.copies("alice/a") == "n1 n3?"
+    await repairing.fails("n3", own_disk=False, since_s=GRACE_S)
+    await repairing.repair.round()
+    assert "n3" not in await repairing.copies("alice/a")
 
 
 @pytest_twisted.ensureDeferred

@@ -10,10 +10,10 @@ from hypothesis import given
 
 from securifile.model.explanation import NodeView, Trace, next_for_file, next_for_node, span, view_of, why_status
 from securifile.model.facts import Server
-from securifile.model.repair import Holding
+from securifile.model.repair import Failing, Holding
 from securifile.model.servers import ServerKind, Status
 from securifile.model.settings import ClusterSettings
-from tests.model.test_repair import NODES, SIZE, Case, cases, version
+from tests.model.test_repair import FAILING, NODES, SIZE, Case, cases, version
 
 NOW = 10_000.0
 SETTINGS = ClusterSettings(replicas=2, repair_after_s=600.0, repair_after_offline_s=3600.0)
@@ -81,6 +81,28 @@ def test_what_happens_next_to_a_file() -> None:
     ]
 
 
+def test_a_node_that_cannot_make_its_copy() -> None:
+    """It is said what keeps it from it, how often it was tried, and when another node is to make the copy instead."""
+
+    def said_of(failing: Failing, room: dict[str, int]) -> list[str]:
+        servers = {name: node(name) for name in NODES}
+        return next_for_file(version("n1", "n2", "n3?"), servers, SETTINGS, NOW, room=room, failing={"n3": failing})
+
+    fresh = attrs.evolve(FAILING, since=NOW - 5, failures=2)
+    assert said_of(fresh, ROOM) == [
+        "n3 cannot make its copy: no room (tried 2 times in 5 s); if it goes on failing, another node is to make it in 10 s"
+    ]
+    stuck = attrs.evolve(FAILING, since=NOW - 40)
+    assert said_of(stuck, ROOM) == [
+        "n3 cannot make its copy: no room (tried 3 times in 40 s); another node makes it instead",
+        "1 copy is to be made on another node, after those of more endangered files",
+    ]
+    assert said_of(stuck, {}) == [
+        "n3 cannot make its copy: no room (tried 3 times in 40 s); it goes on trying",
+        "1 copy is missing, and no other running node has room for it",
+    ]
+
+
 def test_what_cannot_be_read_is_said_first() -> None:
     """Without a copy to read, nothing is promised that would need one."""
     away = [node(name, Status.DOWN) for name in ("n1", "n2")]
@@ -104,7 +126,8 @@ def test_it_says_nothing_exactly_when_nothing_is_done_or_waited_for(case: Case) 
     }
     servers = {name: states[kind](name) for name, kind in case.holdings.items()}
     settings = attrs.evolve(SETTINGS, replicas=case.wanted - 1)
-    sentences = next_for_file(case.version, servers, settings, NOW, room=case.room)
+    failing = dict.fromkeys(case.stuck, attrs.evolve(FAILING, since=NOW - 1000))
+    sentences = next_for_file(case.version, servers, settings, NOW, room=case.room, failing=failing)
     after = case.plan()
     all_good = all(copy.durable and case.holdings[copy.node] is Holding.GOOD for copy in case.version.copies)
     if sentences[0].startswith("nothing"):
@@ -115,7 +138,7 @@ def test_it_says_nothing_exactly_when_nothing_is_done_or_waited_for(case: Case) 
     if after is not None:
         text = " ".join(sentences)
         for gone in {copy.node for copy in case.version.copies} - {copy.node for copy in after}:
-            assert f"{gone} is dropped" in text or " to be made" in text
+            assert f"{gone} is dropped" in text or " to be made" in text or f"{gone} cannot make its copy" in text
         if {copy.node for copy in after} - {copy.node for copy in case.version.copies}:
             assert " to be made on another node" in text
 

@@ -14,7 +14,7 @@ from securifile.model.digests import DigestAlgorithm
 from securifile.model.entries import Copy, Version
 from securifile.model.facts import Server
 from securifile.model.ids import AttemptId
-from securifile.model.repair import Holding, holding, plan, worth
+from securifile.model.repair import STUCK_DISK_S, STUCK_FAILURES, Failing, Holding, holding, plan, worth
 from securifile.model.servers import ServerKind, Status
 from securifile.model.settings import ClusterSettings
 
@@ -52,10 +52,19 @@ class Case:
     holdings: Mapping[str, Holding]
     wanted: int
     room: Mapping[str, int]
+    stuck: frozenset[str] = frozenset()
+    """Nodes that cannot make their copy."""
     seed: int = 1
 
     def plan(self) -> tuple[Copy, ...] | None:
-        return plan(self.version, self.wanted, holding_of=self.holdings.__getitem__, room=self.room, below=Random(self.seed).randrange)
+        return plan(
+            self.version,
+            self.wanted,
+            holding_of=self.holdings.__getitem__,
+            room=self.room,
+            below=Random(self.seed).randrange,
+            stuck=self.stuck,
+        )
 
     def then(self, copies: tuple[Copy, ...]) -> Case:
         return attrs.evolve(self, version=attrs.evolve(self.version, copies=copies))
@@ -73,6 +82,7 @@ def cases(draw: st.DrawFn, kinds: tuple[Holding, ...] = tuple(Holding), room: in
         holdings={node: draw(st.sampled_from(kinds)) for node in NODES},
         wanted=draw(st.integers(1, 4)),
         room={node: draw(st.sampled_from([0, SIZE])) if room is None else room for node in NODES},
+        stuck=frozenset(draw(st.sets(st.sampled_from(held)))),
         seed=draw(st.integers(0, 99)),
     )
 
@@ -111,7 +121,7 @@ def test_a_plan_is_well_formed(case: Case) -> None:
             assert copy.durable is before[copy.node]
         else:
             assert not copy.durable and case.holdings[copy.node] is Holding.GOOD and case.room[copy.node] >= SIZE
-    coming = [copy for copy in after if not copy.durable and case.holdings[copy.node] is Holding.GOOD]
+    coming = [copy for copy in after if not copy.durable and case.holdings[copy.node] is Holding.GOOD and copy.node not in case.stuck]
     assert len(case.good(after)) + len(coming) <= max(case.wanted, len(case.good(after)))
 
 
@@ -146,6 +156,35 @@ def test_it_comes_to_exactly_what_is_wanted(case: Case) -> None:
     assert case.plan() is None
     if is_readable and nodes >= case.wanted:
         assert len(case.good(case.version.copies)) == len(case.version.copies) == case.wanted
+
+
+@given(cases(room=SIZE))
+def test_what_a_node_is_stuck_with_another_one_takes_over(case: Case) -> None:
+    """As long as there is something to read and another node with room; without, it stays with the node, which goes on trying."""
+    pending = {copy.node for copy in case.version.copies if not copy.durable and case.holdings[copy.node] is Holding.GOOD}
+    free = {node for node, kind in case.holdings.items() if kind is Holding.GOOD} - {copy.node for copy in case.version.copies}
+    here = worth(case.version, case.holdings.__getitem__)
+    after = case.plan() or case.version.copies
+    left = {copy.node for copy in after if not copy.durable} & pending & case.stuck
+    counted = len(here.good) + len(here.away) + len(pending - case.stuck)
+    if here.readable and counted < case.wanted and len(free) >= case.wanted - counted:
+        assert len(left) == max(0, len(pending & case.stuck) - (case.wanted - counted))
+    no_room = attrs.evolve(case, room=dict.fromkeys(NODES, 0))
+    if len(here.good) < case.wanted:
+        kept = {copy.node for copy in no_room.plan() or case.version.copies}
+        assert pending & case.stuck <= kept
+
+
+FAILING = Failing(failures=STUCK_FAILURES, since=1000.0, reason="no room", own_disk=True)
+
+
+def test_when_a_node_is_stuck() -> None:
+    """After several failures, soon if its own disk cannot take the copy, and after the grace time if the content cannot be had."""
+    settings = ClusterSettings(repair_after_s=600.0)
+    assert [FAILING.is_stuck(settings, 1000.0 + after) for after in (0, STUCK_DISK_S - 1, STUCK_DISK_S)] == [False, False, True]
+    assert not attrs.evolve(FAILING, failures=STUCK_FAILURES - 1).is_stuck(settings, 1e9)
+    content = attrs.evolve(FAILING, own_disk=False)
+    assert [content.is_stuck(settings, 1000.0 + after) for after in (STUCK_DISK_S, 599, 600)] == [False, False, True]
 
 
 @given(st.permutations(NODES), st.integers(1, 6), st.sets(st.sampled_from(NODES)))

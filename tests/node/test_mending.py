@@ -17,7 +17,7 @@ from securifile.model.errors import Code, NoSuchBlob, OutcomeUnknown, Refusal
 from securifile.model.ids import AttemptId, EntryId, Position
 from securifile.node.index import Index
 from securifile.node.memory_blobs import MemoryBlobs, MemoryBlobWriter
-from securifile.node.mending import AGAIN_S, Mending
+from securifile.node.mending import AGAIN_S, FAILING_MAX, Mending
 from securifile.protocol import messages as m
 from securifile.protocol.bulk import BulkPool
 from securifile.sql.sqlite import SqliteDatabase, run_now
@@ -68,6 +68,7 @@ class FakeActing:
     problem: Exception | None = None
     told: list[m.CopyMade] = attrs.field(factory=list)
     told_bad: list[EntryId] = attrs.field(factory=list)
+    told_failing: list[m.CopiesFailing] = attrs.field(factory=list)
     unavailable: set[str] = attrs.field(factory=set)
 
     def ask_admin(self, message: m.CopyMade | m.CopyBad) -> Deferred[m.Done]:
@@ -80,6 +81,10 @@ class FakeActing:
         self.told.append(message)
         self.world.durable(message.file)
         return succeed(m.Done())
+
+    async def tell_admins(self, message: m.CopiesFailing) -> None:
+        """See `Acting`."""
+        self.told_failing.append(message)
 
     def is_available(self, name: str) -> bool:
         """See `Acting`."""
@@ -344,6 +349,49 @@ def test_a_full_disk_is_waited_out() -> None:
     world.blobs.capacity_bytes = 10_000
     world.clock.advance(AGAIN_S)
     assert world.noted == [file.id]
+
+
+def test_what_does_not_fit_is_told_of_before_anything_is_fetched() -> None:
+    """How often it was tried, since when and why, again after each pass; what fits is made meanwhile, and what is over is not told of."""
+    world = World(capacity_bytes=1500)
+    large, small = world.file(1, b"l" * 2000), world.file(2, b"s" * 100)
+    world.mending.start()
+    assert (world.noted, world.peers.fetched) == ([small.id], [("n2", small.version.attempt)])
+    world.clock.pump([AGAIN_S] * 2)
+    failing = [told.copies[0] for told in world.acting.told_failing]
+    assert [(one.file, one.failures, one.since_s, one.own_disk) for one in failing] == [
+        (large.id, 1, 0.0, True),
+        (large.id, 2, AGAIN_S, True),
+        (large.id, 3, 2 * AGAIN_S, True),
+    ]
+    assert "2000 bytes do not fit" in failing[0].reason
+    world.learn(f.EntryGone(id=large.id))
+    world.clock.pump([AGAIN_S] * 2)
+    assert len(world.acting.told_failing) == 3
+
+
+def test_a_node_with_more_than_it_can_tell_of_goes_no_further() -> None:
+    """A full disk has many pending copies: the first ones are told of, and their place is for others to take."""
+    world = World(capacity_bytes=0)
+    for number in range(FAILING_MAX + 5):
+        world.file(number, b"x")
+    world.mending.start()
+    (told,) = world.acting.told_failing
+    assert len(told.copies) == FAILING_MAX
+
+
+def test_content_that_cannot_be_had_is_told_of_as_such() -> None:
+    """It is not this node's disk that cannot take it; and while the catalogue cannot be asked, nothing is counted."""
+    world = World()
+    nowhere = world.file(1, b"nowhere", on=("n9",))
+    world.peers.blobs.clear()
+    world.mending.start()
+    ((one,),) = [told.copies for told in world.acting.told_failing]
+    assert (one.file, one.own_disk) == (nowhere.id, False)
+    world.acting.problem = Refusal(Code.CATALOGUE_UNAVAILABLE, "nobody answers")
+    world.peers.blobs["n9"] = {nowhere.version.attempt: b"nowhere"}
+    world.clock.advance(AGAIN_S)
+    assert len(world.acting.told_failing) == 1
 
 
 def test_a_silent_holder_is_given_up() -> None:
