@@ -304,6 +304,8 @@ class SimulatedCluster:
         for name in self.nodes:
             self.start(name)
         if not self.run(patience_s, lambda: self.all_run):
+            for failure in self.failures:
+                failure.raiseException()
             raise TimeoutError("the nodes do not begin to serve")
 
     def _admin(self, name: str) -> Admin | None:

@@ -309,9 +309,10 @@ class Run:
 
 def simulate(scene: Scene) -> Report:
     """Run it."""
-    # What was there before is not looked through again. While the run goes on nothing is collected: what stands in the `finally` of a
-    # coroutine that nobody waits for would run at another moment in each process.
-    gc.freeze()
+    # What was there before the first run is not looked through again. While a run goes on nothing is collected: what stands in the
+    # `finally` of a coroutine that nobody waits for would run at another moment in each process.
+    if not gc.get_freeze_count():
+        gc.freeze()
     collects = gc.isenabled()
     gc.disable()
     try:
@@ -319,7 +320,6 @@ def simulate(scene: Scene) -> Report:
     finally:
         # What is left of the cluster ends now, and not in the middle of the next run.
         gc.collect()
-        gc.unfreeze()
         if collects:
             gc.enable()
 

@@ -23,6 +23,7 @@ from securifile.simulation.faults import CALM, Climate
 from securifile.simulation.history import Kind
 from securifile.simulation.people import Habits
 from securifile.simulation.run import Report, Scene, simulate, wishes_done
+from securifile.simulation.scenes import any_scene
 from securifile.sql import directory
 
 RUNS = int(os.environ.get("SECURIFILE_SIMULATED_RUNS", "30"))
@@ -71,10 +72,10 @@ def test_three_nodes_in_any_weather(seed: int) -> None:
     check(simulate(Scene(seed=seed, climate=Climate(), seconds=20)))
 
 
-@pytest.mark.parametrize("seed", range(1000, 1000 + RUNS // 2))
-def test_five_nodes_in_any_weather(seed: int) -> None:
-    """Nor in a larger cluster, with two admin servers in every second run."""
-    check(simulate(Scene(seed=seed, nodes=5, admins=1 + seed % 2, climate=Climate(), seconds=20)))
+@pytest.mark.parametrize("seed", range(1000, 1000 + 2 * RUNS))
+def test_any_scene(seed: int) -> None:
+    """Nor in larger clusters, whatever the weather, the settings and the people are."""
+    check(simulate(any_scene(seed)))
 
 
 @pytest.mark.parametrize("seed", range(2000, 2005))
