@@ -139,6 +139,7 @@ class ExplainApi:
             copies=copies,
             only=only,
             holds=self._watch.holds(name),
+            fruitless=self._watch.rejoins.fruitless(name),
             trail=[Trace(at=one.at, event=one.event, person=one.person, detail=one.detail or "") for one in records],
         )
         seen = self._watch.seen.get(name)

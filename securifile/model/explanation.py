@@ -192,6 +192,8 @@ class NodeView:
     """How many of those that it has are the only one on a running node."""
     holds: Mapping[str, Status]
     """What each observer holds it for."""
+    fruitless: tuple[str, float] | None = None
+    """Why its last verification came to no verdict, and in how many seconds the next one begins."""
     trail: Sequence[Trace]
     """What was written down about when its status changed last, in order of time."""
 
@@ -233,6 +235,9 @@ def next_for_node(node: NodeView, settings: ClusterSettings) -> list[str]:
             said.append("it is verified as soon as it answers again")
         elif not node.caught_up:
             said.append("it is verified as soon as it has caught up with the catalogue")
+        elif node.fruitless is not None:
+            reason, left_s = node.fruitless
+            said.append(f"its verification came to no verdict ({reason}); it begins again in {span(left_s)}, or when something changes")
         else:
             said.append("it is verified within seconds")
     if server.status is Status.RUNNING and server.draining:

@@ -21,6 +21,10 @@ NONCE_BYTES = 32
 TRIES = 3
 """How often a challenger that hears nothing is asked in all: two times may fall into one outage."""
 
+AGAIN_FIRST_S = 1.0
+AGAIN_MOST_S = 60.0
+"""When a verification came to no verdict at all, the next one begins later each time, and soon again when something has changed."""
+
 PICKS = 4
 """Blocks read of each file when there is no time for whole files: one rotten half is missed once in sixteen."""
 
@@ -81,6 +85,11 @@ def picked_blocks(nonce: bytes, attempt: AttemptId, blocks: int) -> list[int]:
         return list(range(blocks))
     stream = blake3(attempt.value, key=nonce).digest(length=8 * PICKS)
     return sorted({int.from_bytes(stream[8 * i : 8 * i + 8]) % blocks for i in range(PICKS)})
+
+
+def again_s(fruitless: int) -> float:
+    """How long to wait after so many verifications in a row, at least one, that came to no verdict."""
+    return min(AGAIN_MOST_S, AGAIN_FIRST_S * 2.0 ** min(fruitless - 1, 30))
 
 
 def unheard(reports: Iterable[Report]) -> tuple[str, ...]:

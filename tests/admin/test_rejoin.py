@@ -17,7 +17,7 @@ from securifile.model.errors import Code, DatabaseUnavailable, Refusal
 from securifile.model.ids import AttemptId, EntryId
 from securifile.model.proofs import BadCopy, Report, Verdict
 from securifile.model.servers import Status
-from securifile.model.verification import NONCE_BYTES, TRIES
+from securifile.model.verification import AGAIN_FIRST_S, AGAIN_MOST_S, NONCE_BYTES, TRIES
 from securifile.protocol import messages as m
 from securifile.sql.sqlite import SqliteDatabase
 from tests.admin.catalogues import NODES, World
@@ -282,6 +282,7 @@ def test_a_challenger_that_cannot_challenge_is_left_out(returning: Returning) ->
     returning.question("n1").answer.errback(Refusal(Code.NOT_RUNNING, "n3 cannot be reached from n1"))
     returning.clock.advance(REPORT_S)
     assert returning.status() is Status.DOWN
+    returning.clock.advance(AGAIN_FIRST_S)
     returning.rejoins.look()
     returning.question("n2").lose()
     returning.report("n1", bad=(BAD,), bad_count=1)
@@ -294,8 +295,56 @@ def test_without_any_verdict_it_is_tried_again(returning: Returning) -> None:
     for challenger in ("n1", "n2"):
         returning.question(challenger).lose()
     assert (returning.status(), returning.rejoins.under_way) == (Status.DOWN, [])
+    returning.clock.advance(AGAIN_FIRST_S)
     returning.rejoins.look()
     assert returning.asked == [("n1", "n3"), ("n2", "n3")]
+
+
+def test_in_vain_it_is_tried_ever_more_seldom(returning: Returning) -> None:
+    """Twice as late each time; recorded is that it began, and each reason once."""
+    began: list[float] = []
+    while returning.clock.seconds() < 5 * AGAIN_MOST_S:
+        returning.rejoins.look()
+        if returning.asked:
+            began.append(returning.clock.seconds())
+            for challenger in ("n1", "n2"):
+                returning.question(challenger).answer.errback(Refusal(Code.NOT_RUNNING, "n3 cannot be reached"))
+        returning.clock.advance(0.5)
+    assert [later - earlier for earlier, later in zip(began, began[1:], strict=False)][:7] == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0]
+    assert returning.events("verification") == [
+        ("n3", "by n1, n2"),
+        ("n3", "no verdict: n1: not-running: n3 cannot be reached; n2: not-running: n3 cannot be reached"),
+    ]
+    reason, left_s = returning.rejoins.fruitless("n3") or ("", 0.0)
+    assert "n3 cannot be reached" in reason and 0 < left_s <= AGAIN_MOST_S
+
+
+@pytest.mark.parametrize("change", ["another process", "a challenger less", "offline meanwhile"])
+@pytest_twisted.ensureDeferred
+async def test_when_something_changes_it_is_tried_at_once(returning: Returning, change: str) -> None:
+    """There is a reason now why it may go better; and a reason to record it."""
+    for _ in range(4):
+        returning.rejoins.look()
+        for question in list(returning.ask.waiting):
+            question.lose()
+        returning.clock.advance(AGAIN_MOST_S)
+    returning.rejoins.look()
+    for question in list(returning.ask.waiting):
+        question.lose()
+    returning.rejoins.look()
+    assert returning.asked == []
+    if change == "another process":
+        returning.boots["n3"] = "third life"
+    elif change == "a challenger less":
+        returning.heartbeats.answering.remove("n1")
+    else:
+        members = returning.world.catalogue.members
+        await members.set_offline("n3", True)
+        returning.rejoins.look()
+        await members.set_offline("n3", False)
+    returning.rejoins.look()
+    assert ("n2", "n3") in returning.asked
+    assert len([detail for _, detail in returning.events("verification") if detail and detail.startswith("by ")]) == 2
 
 
 @pytest.mark.parametrize("why", ["another process", "silent"])
@@ -319,6 +368,7 @@ def test_with_nobody_else_it_verifies_itself(returning: Returning) -> None:
     assert returning.asked == [("n3", "n3")]
     returning.question("n3").lose()
     assert returning.status() is Status.DOWN
+    returning.clock.advance(AGAIN_FIRST_S)
     returning.rejoins.look()
     returning.report("n3")
     assert returning.status() is Status.RUNNING
@@ -400,6 +450,8 @@ def test_without_the_database_nobody_is_admitted(returning: Returning) -> None:
     returning.report("n2")
     assert (returning.status(), returning.rejoins.under_way) == (Status.DOWN, [])
     members.rejoined = rejoined
+    assert (returning.rejoins.fruitless("n3") or ("",))[0] == "away"
+    returning.clock.advance(AGAIN_FIRST_S)
     returning.rejoins.look()
     returning.report("n1")
     returning.report("n2")

@@ -183,6 +183,11 @@ def test_why_a_node_has_its_status() -> None:
         (node("n1", Status.DOWN), {}, ["it is verified within seconds"]),
         (
             node("n1", Status.DOWN),
+            {"fruitless": ("n2: away", 8.0)},
+            ["its verification came to no verdict (n2: away); it begins again in 8 s, or when something changes"],
+        ),
+        (
+            node("n1", Status.DOWN),
             {"verifying": True, "copies": 7, "only": 2},
             [
                 "its copies are being verified: if all are good it is running, if one is bad it is failed",

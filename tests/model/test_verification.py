@@ -14,7 +14,19 @@ from hypothesis import strategies as st
 from securifile.model.errors import CorruptBlock
 from securifile.model.ids import AttemptId, EntryId
 from securifile.model.proofs import BadCopy, Proof, Reading, Report, Verdict
-from securifile.model.verification import NONCE_BYTES, PICKS, failure_of, judge, picked_blocks, settled, unheard, unreadable
+from securifile.model.verification import (
+    AGAIN_FIRST_S,
+    AGAIN_MOST_S,
+    NONCE_BYTES,
+    PICKS,
+    again_s,
+    failure_of,
+    judge,
+    picked_blocks,
+    settled,
+    unheard,
+    unreadable,
+)
 
 ATTEMPT = AttemptId(b"a" * 16)
 NUMBER = 7
@@ -224,6 +236,13 @@ def test_one_bad_report_is_a_failure() -> None:
     for part in ("n2", "3 bad of 5", str(EntryId(b"f" * 16)), "corrupt", "n3: interrupted, silence"):
         assert part in reason
     assert failure_of([attrs.evolve(BAD_REPORT, interrupted="silence")]) is not None
+
+
+@given(st.integers(1, 10**6))
+def test_in_vain_it_begins_later_each_time(fruitless: int) -> None:
+    """Twice as late, up to a bound."""
+    assert again_s(1) == AGAIN_FIRST_S
+    assert again_s(fruitless) <= again_s(fruitless + 1) == min(AGAIN_MOST_S, 2 * again_s(fruitless))
 
 
 CUT_OFF = attrs.evolve(GOOD_REPORT, challenger="n3", interrupted="n4 is not connected", unheard=True)
