@@ -240,10 +240,15 @@ class Spool:
             self._tidying.ask()
 
     async def _tidy(self) -> None:
-        # What stays behind when this fails is found, and confirmed again, after the next start.
         self._marks_changed = False
         discarded, self._discarded = self._discarded, []
-        await self._worker.do(segments.write_marks, self._directory, dict(self._confirmed))
+        try:
+            await self._worker.do(segments.write_marks, self._directory, dict(self._confirmed))
+        except OSError as error:
+            # A full disk: room comes of deleting. What is sent again for want of the marks is dropped by its numbers.
+            self._marks_changed = True
+            self._log.warn("which audit records are confirmed cannot be written down: {error}", error=error, directory=str(self._directory))
+        # What stays behind when this fails is found, and confirmed again, after the next start.
         for segment in discarded:
             await self._worker.do(segments.discard, segment)
 

@@ -13,7 +13,7 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from securifile.model.errors import Code, DeadlineExceeded, PeerUnreachable, Refusal, SpoolFull
+from securifile.model.errors import Code, DatabaseUnavailable, DeadlineExceeded, PeerUnreachable, Refusal, SpoolFull
 from securifile.model.facts import Fact, Server, ServerGone
 from securifile.model.ids import BEGINNING, Position
 from securifile.model.records import AuditRecord
@@ -368,7 +368,7 @@ class Cluster:
                 return
 
     def _not_caught_up(self, failure: Any) -> None:
-        if not failure.check(CancelledError):
+        if not failure.check(CancelledError, DatabaseUnavailable):
             self._log.failure("catching up from peers failed", failure)
 
     async def _measure(self) -> None:

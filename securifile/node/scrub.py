@@ -20,7 +20,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from securifile.model.errors import OutcomeUnknown, Refusal
+from securifile.model.errors import DatabaseUnavailable, OutcomeUnknown, Refusal
 from securifile.model.facts import File
 from securifile.model.ids import AttemptId
 from securifile.model.pacing import Pace
@@ -194,7 +194,7 @@ class Scrub:
                 await self._tell()
             except CancelledError:
                 raise
-            except (Refusal, OutcomeUnknown) as error:
+            except (Refusal, OutcomeUnknown, DatabaseUnavailable) as error:
                 self._log.debug("what was checked is told later: {problem}", problem=str(error))
             except Exception:
                 self._log.failure("the books of the scrub are kept in the next round")

@@ -18,7 +18,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from securifile.model.errors import Code, DeadlineExceeded, PeerUnreachable, Refusal
+from securifile.model.errors import Code, DatabaseUnavailable, DeadlineExceeded, PeerUnreachable, Refusal
 from securifile.model.servers import HostPort
 from securifile.protocol.codec import CodecError
 from securifile.protocol.connection import (
@@ -238,6 +238,9 @@ class Peer:
             return refused_from(error)
         if isinstance(error, CancelledError):
             return Refused(code=Code.TIMEOUT.value, detail="the request was cancelled")
+        if isinstance(error, DatabaseUnavailable):
+            # A full disk is no bug. The database has said so, once; the other end asks again and again.
+            return Refused(code=Code.CATALOGUE_UNAVAILABLE.value, detail=f"{name} could not be taken in: {error}")
         self._log.failure("handling {message} from {peer} failed", failure, message=name, peer=self.identity)
         return Refused(code=Code.BUG.value, detail=f"handling {name} failed: {type(error).__name__}; see this server's log")
 

@@ -118,6 +118,8 @@ class SqliteDatabase:
         self._path = path
         self._synchronous = synchronous
         self._closed = False
+        self._failing = False
+        """Whether the last transaction failed by what holds the file or the disk: said once, not for each that comes."""
         self._writer_turn = DeferredLock()
         self._writer = self._connect()
         if image is not None:
@@ -148,19 +150,37 @@ class SqliteDatabase:
         await self._writer_turn.acquire()
         try:
             self._refuse_when_closed()
-            with _translated():
-                self._writer.execute("BEGIN IMMEDIATE")
-            sql = SqliteSql(self._writer)
-            try:
-                result = await within(self, work, sql)
-                sql.end()
-                self._commit(name)
-            finally:
-                sql.end()
-                _roll_back(self._writer)
+            result = await self._write(name, work)
+            self._works()
             return result
+        except DatabaseUnavailable as error:
+            self._fails(error)
+            raise
         finally:
             self._writer_turn.release()
+
+    async def _write(self, name: str, work: Callable[[Any], Awaitable[T]]) -> T:
+        with _translated():
+            self._writer.execute("BEGIN IMMEDIATE")
+        sql = SqliteSql(self._writer)
+        try:
+            result = await within(self, work, sql)
+            sql.end()
+            self._commit(name)
+        finally:
+            sql.end()
+            _roll_back(self._writer)
+        return result
+
+    def _works(self) -> None:
+        if self._failing:
+            self._failing = False
+            self._log.info("{path} can be written to again", path=str(self._path))
+
+    def _fails(self, error: DatabaseUnavailable) -> None:
+        if not self._failing and not self._closed:
+            self._failing = True
+            self._log.critical("{path} cannot be written to: {error}", path=str(self._path), error=str(error))
 
     async def _read(self, work: Callable[[Any], Awaitable[T]]) -> T:
         refuse_nesting(self)

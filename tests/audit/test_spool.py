@@ -112,6 +112,20 @@ def test_confirmed_is_deleted(tmp_path: Path) -> None:
     assert names(everything(spool(tmp_path, "b2"))) == expected("b1", *range(14, 21))
 
 
+def test_confirmed_is_deleted_from_a_full_disk(tmp_path: Path) -> None:
+    """When not even the marks can be written, what was confirmed goes all the same, which makes room; the marks come with the next ones."""
+    trail = spool(tmp_path, segment_bytes=1000)
+    for n in range(1, 21):
+        done(trail.keep(record(n)))
+    before = len(files(tmp_path))
+    (tmp_path / "confirmed.new").mkdir()
+    trail.confirm("b1", 12)
+    assert len(files(tmp_path)) < before
+    (tmp_path / "confirmed.new").rmdir()
+    trail.confirm("b1", 13)
+    assert names(everything(spool(tmp_path, "b2"))) == expected("b1", *range(14, 21))
+
+
 def test_everything_confirmed(tmp_path: Path) -> None:
     """When all of an old boot is confirmed nothing of it is left but space."""
     done(spool(tmp_path).keep(record(1)))

@@ -8,7 +8,7 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.protocol import Factory, Protocol
 
-from securifile.model.errors import Code, DeadlineExceeded, PeerUnreachable, Refusal
+from securifile.model.errors import Code, DatabaseUnavailable, DeadlineExceeded, PeerUnreachable, Refusal
 from securifile.model.facts import PersonGone
 from securifile.model.ids import Position
 from securifile.model.servers import HostPort, ServerKind, Status
@@ -79,6 +79,15 @@ def test_bug_in_handler(answer: Any, caplog: pytest.LogCaptureFixture) -> None:
     assert caught.value.code is Code.BUG
     assert "secret" not in str(caught.value)
     assert rig.result(link.ask(AuditKept(boot="b", number=1), 1)) == Done()
+
+
+def test_a_disk_that_is_full_is_no_bug() -> None:
+    """A handler whose database cannot be written to refuses: the other end tries again later, and no bug is reported."""
+    rig = Rig()
+    rig.serve({Heartbeat: answering(DatabaseUnavailable("SQLITE_FULL: database or disk is full"))})
+    with pytest.raises(Refusal) as caught:
+        rig.result(rig.link().ask(BEAT, 1))
+    assert caught.value.code is Code.CATALOGUE_UNAVAILABLE
 
 
 def test_a_plain_function_answers_too() -> None:

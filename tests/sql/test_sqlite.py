@@ -10,6 +10,7 @@ import pytest_twisted
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
+from twisted.logger import globalLogPublisher
 
 from securifile.model.errors import DatabaseUnavailable, StatementFailed
 from securifile.sql.dialects import for_psycopg, for_sqlite
@@ -143,6 +144,45 @@ async def test_a_file_that_another_holds_is_unavailable(tmp_path: Path) -> None:
     assert other.sql.query_now("SELECT x FROM thing") == [(2,)]
     await database.close()
     await other.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_file_that_cannot_be_written_is_told_of_once(tmp_path: Path) -> None:
+    """However many transactions fail, the log says so once, and once when it works again: a full disk must not be filled by a log."""
+    path = tmp_path / "index.sqlite"
+    database, other = SqliteDatabase(path), SqliteDatabase(path)
+    table(database)
+    said: list[Any] = []
+
+    def keep(event: Any) -> None:
+        if event["log_namespace"].startswith("securifile.sql."):
+            said.append(event["log_level"].name)
+
+    globalLogPublisher.addObserver(keep)
+    try:
+        for _ in range(2):
+            go_on: Deferred[None] = Deferred()
+
+            async def hold(sql: Any, go_on: Deferred[None] = go_on) -> None:
+                await go_on
+
+            holding = other.transact("hold", hold)
+            for _ in range(3):
+                with pytest.raises(DatabaseUnavailable):
+                    await database.transact("insert", insert)
+            go_on.callback(None)
+            await holding
+            await database.transact("insert", insert)
+            await database.transact("insert", insert)
+    finally:
+        globalLogPublisher.removeObserver(keep)
+    assert said == ["critical", "info"] * 2
+    await database.close()
+    await other.close()
+
+
+async def insert(sql: Any) -> None:
+    await sql.execute("INSERT INTO thing VALUES (7)")
 
 
 @pytest_twisted.ensureDeferred
