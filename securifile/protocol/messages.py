@@ -421,11 +421,6 @@ class CopyBad:
 
 
 @attrs.frozen(kw_only=True)
-class CheckedCopy:
-    """One of the sender's copies was read whole, and is sound."""
-
-    attempt: AttemptId
-@attrs.frozen(kw_only=True)
 class FailingCopy:
     """One pending copy that the sender has tried to make, and could not."""
 
@@ -447,6 +442,11 @@ class CopiesFailing:
     copies: tuple[FailingCopy, ...]
 
 
+@attrs.frozen(kw_only=True)
+class CheckedCopy:
+    """One of the sender's copies was read whole, and is sound."""
+
+    attempt: AttemptId
     at: float
     """Wall clock of the sender, seconds since 1970."""
 
