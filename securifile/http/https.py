@@ -8,11 +8,10 @@ import attrs
 from OpenSSL import SSL, crypto
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
 from twisted.internet.protocol import Factory
-from twisted.protocols.tls import TLSMemoryBIOFactory
 from zope.interface import implementer
 
 from securifile.certificates.identity import Identity
-from securifile.protocol.tls import clear_partial_write
+from securifile.protocol.tls_layer import clear_partial_write, tls_in_large_pieces
 
 PROTOCOLS = [b"http/1.1"]
 """What is offered by ALPN (RFC 7301)."""
@@ -64,4 +63,4 @@ def _choose(connection: SSL.Connection, offered: list[bytes]) -> Any:
 
 def https_factory(reactor: Any, certificate: HttpsCertificate, factory: Factory) -> Any:
     """`factory` behind TLS, for a listening endpoint."""
-    return TLSMemoryBIOFactory(certificate, False, factory, clock=reactor)
+    return tls_in_large_pieces(certificate, False, factory, reactor)

@@ -18,10 +18,9 @@ import attrs
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from OpenSSL import SSL, crypto
-from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator, IOpenSSLServerConnectionCreator, IStreamClientEndpoint, ITransport
 from twisted.internet.protocol import Factory
-from twisted.protocols.tls import TLSMemoryBIOFactory
 from zope.interface import implementer
 
 from securifile.certificates.identity import Identity, TrustAnchors
@@ -30,6 +29,7 @@ from securifile.certificates.names import ServerUri
 from securifile.model.errors import Code
 from securifile.model.servers import HostPort
 from securifile.protocol.connection import PeerIdentity
+from securifile.protocol.tls_layer import TlsInLargePieces, clear_partial_write, tls_in_large_pieces
 from securifile.protocol.wire import Connector, NotAcceptable
 
 _CHAIN_DEPTH_MAX = 3
@@ -98,15 +98,8 @@ def _context(credentials: Credentials) -> SSL.Context:
     store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN | crypto.X509StoreFlags.X509_STRICT)
     context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, _verified)
     context.set_verify_depth(_CHAIN_DEPTH_MAX)
-    # Twisted's TLS layer hands over whole buffers; with partial writes it would copy what is left after each record.
     clear_partial_write(context)
     return context
-
-
-def clear_partial_write(context: SSL.Context) -> None:
-    """Make one write of a large buffer one call: pyOpenSSL sets SSL_MODE_ENABLE_PARTIAL_WRITE, which costs a copy for each record."""
-    library: Any = vars(SSL)["_lib"]
-    library.SSL_CTX_clear_mode(context._context, library.SSL_MODE_ENABLE_PARTIAL_WRITE)
 
 
 def _verified(connection: SSL.Connection, certificate: crypto.X509, error: int, depth: int, ok: int) -> bool:
@@ -158,7 +151,7 @@ class _Connecting:
 
 def tls_factory(reactor: Any, current: CurrentCredentials, factory: Factory) -> Any:
     """`factory` behind mutual TLS, for a listening endpoint. Its protocols' `identify` must be the one above."""
-    return TLSMemoryBIOFactory(_Accepting(current), False, factory, reactor)
+    return tls_in_large_pieces(_Accepting(current), False, factory, reactor)
 
 
 def tls_connector(reactor: Any, current: CurrentCredentials, bind_address: bytes | None = None) -> Connector:
@@ -166,6 +159,6 @@ def tls_connector(reactor: Any, current: CurrentCredentials, bind_address: bytes
 
     def connect(address: HostPort, expected: PeerIdentity) -> IStreamClientEndpoint:
         plain = HostnameEndpoint(reactor, address.host, address.port, bindAddress=bind_address)
-        return wrapClientTLS(_Connecting(current), plain)
+        return TlsInLargePieces(_Connecting(current), plain, reactor)
 
     return connect

@@ -1,0 +1,301 @@
+"""TLS in large pieces: the same bytes as Twisted's layer delivers, over real sockets and over transports in memory."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+import attrs
+import pytest
+import pytest_twisted
+from OpenSSL import SSL
+from twisted.internet import abstract, reactor, tcp
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint
+from twisted.internet.interfaces import IOpenSSLClientConnectionCreator, IOpenSSLServerConnectionCreator, IPushProducer
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.task import Clock
+from twisted.protocols import tls
+from twisted.python.failure import Failure
+from twisted.test import iosim
+from zope.interface import implementer
+
+from securifile.protocol.sniff import tls_only
+from securifile.protocol.tls import client_context, server_context
+from securifile.protocol.tls_layer import READ_BYTES_MAX, LargePieces, TlsInLargePieces, tls_in_large_pieces
+from tests.protocol.certs import credentials
+
+SIZES = (0, 1, 16 * 1024 - 1, 16 * 1024, 16 * 1024 + 1, 256 * 1024, 256 * 1024 + 1, 3_000_000, 7, 100_000)
+
+
+@implementer(IPushProducer)
+class End(Protocol):
+    """One end of a connection: keeps what comes, and how it was told to wait."""
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+        self.lost: Failure | None = None
+        self.paused = False
+        self.pauses = 0
+        self._waiting: list[tuple[Callable[[], bool], Deferred[None]]] = []
+
+    @property
+    def got(self) -> bytes:
+        return b"".join(self.pieces)
+
+    @property
+    def to(self) -> Any:
+        return self.transport
+
+    def until(self, question: Callable[[], bool]) -> Deferred[None]:
+        waiting: Deferred[None] = Deferred()
+        self._waiting.append((question, waiting))
+        self._look()
+        return waiting
+
+    def _look(self) -> None:
+        for one in list(self._waiting):
+            if one[0]():
+                self._waiting.remove(one)
+                one[1].callback(None)
+
+    def connectionMade(self) -> None:
+        self.to.registerProducer(self, True)
+        self._look()
+
+    def dataReceived(self, data: bytes) -> None:
+        self.pieces.append(data)
+        self._look()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.lost = reason
+        self._look()
+
+    def pauseProducing(self) -> None:
+        self.paused = True
+        self.pauses += 1
+
+    def resumeProducing(self) -> None:
+        self.paused = False
+        self._look()
+
+    def stopProducing(self) -> None:
+        pass
+
+
+@implementer(IOpenSSLServerConnectionCreator, IOpenSSLClientConnectionCreator)
+@attrs.frozen
+class Creator:
+    context: SSL.Context
+
+    def serverConnectionForTLS(self, protocol: Any) -> SSL.Connection:
+        return SSL.Connection(self.context, None)
+
+    def clientConnectionForTLS(self, protocol: Any) -> SSL.Connection:
+        return SSL.Connection(self.context, None)
+
+
+def creators() -> tuple[Creator, Creator]:
+    return (
+        Creator(server_context(credentials("securifile://c/node/server"))),
+        Creator(client_context(credentials("securifile://c/node/client"))),
+    )
+
+
+def factory_of(end: End) -> Factory:
+    return Factory.forProtocol(lambda: end)
+
+
+@asynccontextmanager
+async def connected() -> AsyncIterator[tuple[End, End]]:
+    """A server and a client on loopback, the handshake perhaps still to come; behind the look at the first byte, as in production."""
+    server, client = End(), End()
+    for_server, for_client = creators()
+    listening = tls_only(tls_in_large_pieces(for_server, False, factory_of(server), reactor))
+    port = await TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(listening)
+    below = TCP4ClientEndpoint(reactor, "127.0.0.1", port.getHost().port)
+    await TlsInLargePieces(for_client, below, reactor).connect(factory_of(client))
+    try:
+        yield server, client
+    finally:
+        for end in (client, server):
+            if end.lost is None and end.transport is not None:
+                end.to.abortConnection()
+        await server.until(lambda: server.lost is not None or server.transport is None)
+        await client.until(lambda: client.lost is not None)
+        await port.stopListening()
+
+
+def in_memory() -> tuple[End, End, iosim.IOPump]:
+    """The same without sockets: every short way is closed, and all goes through Twisted's buffers."""
+    server, client = End(), End()
+    for_server, for_client = creators()
+    clock = Clock()
+    outer_server: Any = tls_in_large_pieces(for_server, False, factory_of(server), clock).buildProtocol(None)
+    outer_client: Any = tls_in_large_pieces(for_client, True, factory_of(client), clock).buildProtocol(None)
+    pump = iosim.connect(
+        outer_server, iosim.makeFakeServer(outer_server), outer_client, iosim.makeFakeClient(outer_client), greet=True, clock=clock
+    )
+    return server, client, pump
+
+
+def bytes_of(size: int) -> bytes:
+    return bytes(range(256)) * (size // 256) + bytes(range(size % 256))
+
+
+def test_what_it_relies_on() -> None:
+    """The parts of Twisted and pyOpenSSL that are not promised. A new major release is a reason to read them, then to change this."""
+    assert version("twisted").split(".")[0] == "26"
+    assert version("pyopenssl").split(".")[0] == "26"
+    # What is replaced, and what calls it: everything written and received goes through these three.
+    source = {name: inspect.getsource(method) for name, method in vars(tls.TLSMemoryBIOProtocol).items() if inspect.isfunction(method)}
+    assert {name for name, text in source.items() if "self._tlsConnection.send(" in text} == {"_write"}
+    assert {name for name, text in source.items() if "self._tlsConnection.recv(" in text} == {"_flushReceiveBIO"}
+    assert {name for name, text in source.items() if "bio_read(" in text} == {"_flushSendBIO"}
+    assert {name for name, text in source.items() if "self._write(" in text} == {"write", "_unbufferPendingWrites"}
+    for name in ("_bufferedWrite", "_tlsShutdownFinished", "_shutdownTLS"):
+        assert name in source
+    for name in ("_lostTLSConnection", "_aborted"):
+        assert hasattr(tls.TLSMemoryBIOProtocol, name)
+    # The short way to the socket is taken when Twisted's buffers are empty; these are all of them.
+    buffers = inspect.getsource(tcp.Connection._isSendBufferFull)
+    assert "len(self.dataBuffer) + self._tempDataLen > self.bufferSize" in buffers
+    assert "self._tempDataBuffer" in inspect.getsource(abstract.FileDescriptor.write)
+    assert "self.producerPaused" in inspect.getsource(tcp.Connection.doWrite)
+    assert "self.socket.recv(self.bufferSize)" in inspect.getsource(tcp.Connection.doRead)
+    assert "self.SEND_LIMIT" in inspect.getsource(tcp.Connection.writeSomeData)
+    connection = SSL.Connection(SSL.Context(SSL.TLS_METHOD), None)
+    for name in ("_ssl", "_from_ssl", "_raise_ssl_error"):
+        assert hasattr(connection, name)
+
+
+@pytest_twisted.ensureDeferred
+async def test_every_byte_arrives_in_order() -> None:
+    """Pieces of all sizes, both ways at once, the first of them before the handshake."""
+    async with connected() as (server, client):
+        expected = b""
+        for size in SIZES:
+            client.to.write(bytes_of(size))
+            expected += bytes_of(size)
+        await server.until(lambda: server.transport is not None)
+        for size in SIZES:
+            server.to.write(bytes_of(size))
+        await server.until(lambda: len(server.got) >= len(expected))
+        await client.until(lambda: len(client.got) >= len(expected))
+        assert server.got == expected
+        assert client.got == expected
+
+
+def test_every_byte_arrives_in_order_without_sockets() -> None:
+    """The same over a transport in memory."""
+    server, client, pump = in_memory()
+    expected = b"".join(map(bytes_of, SIZES))
+    for size in SIZES:
+        client.to.write(bytes_of(size))
+        server.to.write(bytes_of(size))
+    pump.flush()
+    assert server.got == expected
+    assert client.got == expected
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_came_together_is_delivered_together() -> None:
+    """A megabyte is a few pieces, not the 64 records that it travels in; and none is larger than what is read at once."""
+    async with connected() as (server, client):
+        await server.until(lambda: server.transport is not None)
+        server.to.write(bytes_of(4 * 1024 * 1024))
+        await client.until(lambda: len(client.got) == 4 * 1024 * 1024)
+        assert len(client.pieces) < 128
+        assert max(map(len, client.pieces)) <= READ_BYTES_MAX
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_slow_reader_makes_the_producer_wait() -> None:
+    """Who does not read holds what the socket takes and little more; when they read again, the producer goes on."""
+    async with connected() as (server, client):
+        await server.until(lambda: server.transport is not None)
+        client.to.write(b"x")
+        await server.until(lambda: server.got == b"x")
+        client.to.pauseProducing()
+        written = 0
+        while not server.paused:
+            server.to.write(bytes_of(256 * 1024))
+            written += 256 * 1024
+            assert written < 64 * 1024 * 1024
+        below = server.to.transport.transport
+        assert isinstance(below, tcp.Connection)
+        assert len(below.dataBuffer) + below._tempDataLen < 320 * 1024
+        client.to.resumeProducing()
+        await server.until(lambda: not server.paused)
+        await client.until(lambda: len(client.got) == written)
+        assert client.got == bytes_of(256 * 1024) * (written // (256 * 1024))
+
+
+@pytest_twisted.ensureDeferred
+async def test_closing_comes_after_what_was_written() -> None:
+    """`loseConnection` right after megabytes: they arrive, and then a clean end."""
+    async with connected() as (server, client):
+        await server.until(lambda: server.transport is not None)
+        server.to.write(bytes_of(5_000_000))
+        server.to.unregisterProducer()
+        server.to.loseConnection()
+        client.to.unregisterProducer()
+        await client.until(lambda: client.lost is not None)
+        assert client.got == bytes_of(5_000_000)
+
+
+@pytest_twisted.ensureDeferred
+async def test_after_the_end_nothing_is_sent() -> None:
+    """Writing to a connection that the other end has cut off does nothing, and both ends learn of it."""
+    async with connected() as (server, client):
+        await server.until(lambda: server.transport is not None)
+        client.to.write(b"hello")
+        await server.until(lambda: server.got == b"hello")
+        client.to.abortConnection()
+        await server.until(lambda: server.lost is not None)
+        server.to.write(b"too late")
+        assert client.got == b""
+
+
+def test_an_end_within_a_delivery_is_the_end() -> None:
+    """A protocol may close, or cut off, while it is given bytes; nothing is delivered after that."""
+
+    class Cutting(End):
+        def dataReceived(self, data: bytes) -> None:
+            super().dataReceived(data)
+            self.to.abortConnection()
+
+    clock = Clock()
+    for_server, for_client = creators()
+    server, client = Cutting(), End()
+    outer_server: Any = tls_in_large_pieces(for_server, False, factory_of(server), clock).buildProtocol(None)
+    outer_client: Any = tls_in_large_pieces(for_client, True, factory_of(client), clock).buildProtocol(None)
+    pump = iosim.connect(
+        outer_server, iosim.makeFakeServer(outer_server), outer_client, iosim.makeFakeClient(outer_client), greet=True, clock=clock
+    )
+    client.to.write(bytes_of(3_000_000))
+    pump.flush()
+    assert len(server.pieces) == 1
+    assert server.lost is not None
+
+
+@pytest.mark.parametrize("cut", [1, 20, 4000])
+def test_a_record_that_was_changed_ends_the_connection(cut: int) -> None:
+    """What does not decrypt is never delivered; what came whole before it is."""
+    server, client, pump = in_memory()
+    client.to.write(b"whole")
+    pump.flush()
+    layer: Any = client.transport
+    assert isinstance(layer, LargePieces)
+    client.to.write(bytes_of(5000))
+    pump.flush()
+    good = server.got
+    sealed: Any = server.transport
+    sealed.dataReceived(b"\x17\x03\x03\x10\x00" + bytes(4096 - cut) + b"x" * cut)
+    pump.flush()
+    assert server.got == good
+    assert server.lost is not None
+    assert server.lost.check(SSL.Error)
