@@ -23,6 +23,9 @@ from twisted.python.failure import Failure
 
 READY = "ready.json"
 
+REBUILD = "rebuild-catalogue"
+"""In an admin server's data folder: its operator wants the catalogue made anew from the nodes if the database is empty."""
+
 
 class CannotStart(Exception):
     """A server cannot start as things are. The message says why, and what to do."""

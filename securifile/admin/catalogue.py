@@ -15,11 +15,11 @@ from twisted.internet.defer import Deferred
 
 from securifile.admin.checks import Checks
 from securifile.admin.files import Files
-from securifile.admin.ledger import Entered, Ledger
+from securifile.admin.ledger import CatalogueGone, Entered, Ledger, WhenEmpty
 from securifile.admin.members import Members
 from securifile.admin.migrations import Migration, migrate
 from securifile.admin.people import People
-from securifile.admin.schema import FIRST
+from securifile.admin.schema import FIRST, SECOND
 from securifile.audit.keeping import ReceivedRecord
 from securifile.model.facts import Change, Server, Settings
 from securifile.model.ids import Position
@@ -28,6 +28,7 @@ from securifile.model.roster import Roster
 from securifile.model.servers import ServerKind
 from securifile.model.settings import ClusterSettings
 from securifile.sql import directory
+from securifile.sql.dialects import POSTGRESQL
 from securifile.sql.sqlite import SqliteDatabase
 from securifile.sql.tables import spelled
 from securifile.workers import InlineWorker
@@ -43,12 +44,14 @@ AUDIT_ABOUT = 50
 AUDIT_LATE_S = 60.0
 """An access is written down when it is answered: after the change that it made, and by another clock."""
 
+_SQLITE_TABLES = "SELECT name FROM sqlite_master WHERE name = 'cluster'"
+
 _AUDIT_COLUMNS = ("boot", "number", *(one.name for one in attrs.fields(AuditRecord)))
 
 
 def migrations(dialect: str) -> tuple[Migration, ...]:
     """All steps from an empty database to what this release wants."""
-    return (Migration(1, "release 0.1", spelled(FIRST, dialect)),)
+    return (Migration(1, "release 0.1", spelled(FIRST, dialect)), Migration(2, "catalogue loss", spelled(SECOND, dialect)))
 
 
 class Catalogue:
@@ -88,7 +91,9 @@ class Catalogue:
         self.roster = Roster()
         self.ledger.listen(self._learn)
 
-    def open(self, *, cluster: str, settings: ClusterSettings, system_identifier: str) -> Deferred[Position]:
+    def open(
+        self, *, cluster: str, settings: ClusterSettings, system_identifier: str, when_empty: WhenEmpty = WhenEmpty.BEGIN
+    ) -> Deferred[Position]:
         """Migrate, find the epoch, and begin a cluster where there is none; to be called first.
 
         Args:
@@ -97,16 +102,25 @@ class Catalogue:
             system_identifier: see `Ledger.open`.
 
         Raises:
+            CatalogueGone: there is none, and none is to be made; the database was not touched.
             DatabaseTooNew, DatabaseUnavailable.
         """
-        return Deferred.fromCoroutine(self._open(cluster, settings, system_identifier))
+        return Deferred.fromCoroutine(self._open(cluster, settings, system_identifier, when_empty))
 
-    async def _open(self, cluster: str, settings: ClusterSettings, system_identifier: str) -> Position:
+    async def _open(self, cluster: str, settings: ClusterSettings, system_identifier: str, when_empty: WhenEmpty) -> Position:
+        if when_empty is WhenEmpty.REFUSE and not await self.database.read(self._is_there):
+            raise CatalogueGone("there is no catalogue in the database")
         await migrate(self.database, migrations(self.database.dialect), self._wall())
-        await self.ledger.open(system_identifier)
+        await self.ledger.open(system_identifier, when_empty)
         begun: Entered[Settings] = await self.members.begin(cluster, settings)
         self.roster.replace(await self.database.read(directory.servers), begun.answer)
         return self.ledger.position
+
+    async def _is_there(self, sql: Any) -> bool:
+        """Whether a catalogue was begun in the database."""
+        tables = "SELECT to_regclass('cluster')" if self.database.dialect == POSTGRESQL else _SQLITE_TABLES
+        rows = await sql.query(tables)
+        return bool(rows and rows[0][0] and await sql.query("SELECT 1 FROM cluster"))
 
     async def _renew(self) -> None:
         async def ask(sql: Any) -> tuple[list[Server], Settings | None]:

@@ -49,6 +49,10 @@ CONFLICT_PAUSE_S = 0.01  # doubles with each attempt
 
 INTERVENTION = "57P"
 READ_ONLY_TRANSACTION = "25006"
+UNDEFINED_TABLE = "42P01"
+# The control file's timeline is that of the last checkpoint, which lags behind a promotion; the name of the log file
+# that is written to begins with the present one.
+IDENTITY = "SELECT system_identifier, pg_walfile_name(pg_current_wal_insert_lsn()) FROM pg_control_system()"
 # The server declines for now: too long a wait for a lock, too long a statement; resources (53), intervention (57), its disk (58).
 DECLINED = ("55P03", "53", "57", "58")
 
@@ -85,6 +89,9 @@ class SystemIdentity:
     identifier: int
     timeline: int
 
+    def __str__(self) -> str:
+        return f"{self.identifier}/{self.timeline}"
+
 
 class _Lost(DatabaseUnavailable):
     """The connection broke before COMMIT was sent."""
@@ -116,6 +123,8 @@ class _Connection(txpostgres.Connection):  # type: ignore[misc]
         self._heard = heard
         self._dead = False
         self.lost: Deferred[None] = Deferred()
+        self.identity: SystemIdentity | None = None
+        """Which history the database tells at the other end: no server becomes another one without breaking connections that write."""
 
     @property
     def is_dead(self) -> bool:
@@ -129,6 +138,8 @@ class _Connection(txpostgres.Connection):  # type: ignore[misc]
             await _shielded(self.connect(dsn))
             for caster in _CASTERS:
                 register_type(caster, self._connection)
+            ((identifier, segment),) = await _shielded(self.runQuery(IDENTITY))
+            self.identity = SystemIdentity(identifier, int(segment[:8], 16))
         except psycopg2.Error as error:
             self.abandon()
             raise DatabaseUnavailable(str(error).strip()) from error
@@ -237,6 +248,11 @@ class _Transaction:
             self.connection.abandon()
 
     @property
+    def history(self) -> str:
+        """Names the history that the database tells at this connection's other end."""
+        return str(self.connection.identity)
+
+    @property
     def is_clean(self) -> bool:
         """Whether the connection can be used by another at once."""
         return not self._begun and bool(self._pending.called)
@@ -295,6 +311,9 @@ class _Transaction:
             return ConstraintViolated(text)
         if code.startswith(DECLINED):
             return DatabaseUnavailable(text)
+        if code == UNDEFINED_TABLE:
+            # Another database is there than at the start, an empty one: to be put right by people, and not to be written to meanwhile.
+            return DatabaseUnavailable(f"the catalogue's tables are not in the database: {text}")
         if code == READ_ONLY_TRANSACTION and self._begin == BEGIN_WRITING:
             # The server has become a standby; the connection is of no use to a writer.
             self.connection.abandon()
@@ -410,6 +429,9 @@ class PostgresDatabase:
         self._stopped = False
         self._trouble = "none is free"
         self._when_empty: list[Deferred[None]] = []
+        self._identity: SystemIdentity | None = None
+        self.on_another_history: Callable[[], None] = lambda: None
+        """Called when a new connection leads to another history than those before, before anything is asked over it."""
 
     def transact(self, name: str, work: Callable[[Any], Awaitable[T]]) -> Deferred[T]:
         """See `IDatabase`. Cancelling rolls back; when COMMIT was sent already, it may have happened all the same."""
@@ -436,10 +458,8 @@ class PostgresDatabase:
         """Which history the database tells now. Raises `DatabaseUnavailable`."""
 
         async def look(sql: ISql) -> SystemIdentity:
-            # The control file's timeline is that of the last checkpoint, which lags behind a promotion; the name of the log file
-            # that is written to begins with the present one.
-            (row,) = await sql.query("SELECT system_identifier, pg_walfile_name(pg_current_wal_insert_lsn()) FROM pg_control_system()")
-            return SystemIdentity(row[0], int(row[1][:8], 16))
+            ((identifier, segment),) = await sql.query(IDENTITY)
+            return SystemIdentity(identifier, int(segment[:8], 16))
 
         return self.read(look)
 
@@ -532,7 +552,7 @@ class PostgresDatabase:
 
     def _put(self, connection: _Connection) -> None:
         """Take a connection that nobody uses into the pool, or lend it to who has waited longest."""
-        if self._stopped:
+        if self._stopped or connection.identity != self._identity:
             connection.abandon()
         if connection.is_dead:
             connection.abandon()
@@ -546,6 +566,16 @@ class PostgresDatabase:
 
     def _welcome(self, connection: _Connection) -> None:
         connection.lost.addCallback(lambda _: self._forget(connection))
+        if connection.identity != self._identity:
+            before, self._identity = self._identity, connection.identity
+            if before is not None:
+                self._log.critical(
+                    "another database answers: it was {before} and is {after}", before=str(before), after=str(connection.identity)
+                )
+                # Two servers that both take writes would otherwise be mixed.
+                for other in list(self._idle):
+                    other.abandon()
+                self.on_another_history()
         self._put(connection)
 
     def _forget(self, connection: _Connection) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from klein import Klein
+from twisted.internet.defer import Deferred
 
 from securifile.admin.backend import AdminBackend
-from securifile.admin.reconciliation import Epoch, Reconciling
+from securifile.admin.reconciliation import Plan, Reconciling, said, said_of_blob
 from securifile.admin.requests import administrator
 from securifile.http.channel import Request
 from securifile.http.exchange import Access, Answer
@@ -13,7 +16,10 @@ from securifile.http.shared_api import SharedApi
 
 
 class EpochApi:
-    """`GET /api/v1/epoch` and `POST /api/v1/epoch/accept`."""
+    """`GET /api/v1/epoch`, `POST /api/v1/epoch/accept` and `POST /api/v1/epoch/dismiss`.
+
+    For accept: `?dry_run=1` changes nothing; `?without=` and `?trust=` name nodes, with commas between.
+    """
 
     def __init__(self, *, backend: AdminBackend, reconciling: Reconciling) -> None:
         self._backend = backend
@@ -23,28 +29,57 @@ class EpochApi:
         """Put the routes on `app`."""
         api.route(app, "/api/v1/epoch", "GET", "epoch", self._look)
         api.route(app, "/api/v1/epoch/accept", "POST", "accept-epoch", self._accept)
+        api.route(app, "/api/v1/epoch/dismiss", "POST", "dismiss-epoch", self._dismiss)
 
     async def _look(self, request: Request, access: Access) -> Answer:
         administrator(access)
-        return _shown(await self._backend.asking(self._reconciling.state()))
+        return Answer(status=200, value=await self._shown())
 
     async def _accept(self, request: Request, access: Access) -> Answer:
         """Go on without the nodes that have not handed in what the catalogue lost."""
         administrator(access)
-        state = await self._backend.asking(self._reconciling.accept())
-        access.detail = f"epoch {state.epoch}"
-        return _shown(state)
+        dry_run = request.query("dry_run") == "1"
+        without, trusted = _names(request, "without"), _names(request, "trust")
+        access.detail = f"without {without}, trusting {trusted}" + (" (dry run)" if dry_run else "")
+        if dry_run:
+            plan = await self._backend.asking(Deferred.fromCoroutine(self._reconciling.plan(without, trusted)))
+        else:
+            plan = await self._backend.asking(Deferred.fromCoroutine(self._reconciling.accept(without, trusted)))
+        value = await self._shown()
+        access.detail = f"epoch {value['epoch']}: {access.detail}"
+        return Answer(status=200, value={**value, **_planned(plan), "dry_run": dry_run})
 
+    async def _dismiss(self, request: Request, access: Access) -> Answer:
+        """Forget what is left: the administrator has seen it."""
+        administrator(access)
+        left = len((await self._shown())["left"])
+        await self._backend.asking(Deferred.fromCoroutine(self._reconciling.dismiss()))
+        access.detail = f"{left} things"
+        return Answer(status=200, value={"dismissed": left})
 
-def _shown(state: Epoch) -> Answer:
-    return Answer(
-        status=200,
-        value={
+    async def _shown(self) -> dict[str, Any]:
+        state = await self._backend.asking(self._reconciling.state())
+        return {
             "epoch": state.epoch,
             "reconciled": state.reconciled,
             "rebuilding": state.rebuilding,
             "handed_in": {name: str(position) for name, position in sorted(state.handed_in.items())},
             "missing": list(state.missing),
             "left": [{"node": node or None, "what": what, "why": why} for node, what, why in state.left],
-        },
-    )
+        }
+
+
+def _planned(plan: Plan) -> dict[str, Any]:
+    """What is to be done; for a dry run what would be left, too, which otherwise is in the state."""
+    left = [{"node": None, "what": said(one.fact), "why": one.why} for one in plan.left]
+    left += [{"node": one.node, "what": said_of_blob(one.sidecar), "why": one.why} for one in plan.lost_blobs]
+    return {
+        "written": plan.counts,
+        "knows_most": plan.knows_most,
+        "strangers": {node: list(others) for node, others in plan.strangers.items()},
+        "would_be_left": left,
+    }
+
+
+def _names(request: Request, name: str) -> list[str]:
+    return [one for one in (request.query(name) or "").split(",") if one]

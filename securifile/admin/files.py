@@ -193,6 +193,9 @@ class Files:
             if abandon:
                 # In the same queue as commits: one of the two is first, and the other finds it.
                 await self._ledger.guard(sql)
+                if await sql.query("SELECT 1 FROM held WHERE attempt = :attempt", {"attempt": attempt.value}):
+                    # Left to the administrator when the catalogue was made anew: nobody knows whether it was committed.
+                    return m.Outcome(ended=None)
                 await sql.execute(
                     "INSERT INTO attempts (attempt, ended, ended_at) VALUES (:attempt, 'abandoned', :at) ON CONFLICT (attempt) DO NOTHING",
                     {"attempt": attempt.value, "at": self._wall()},

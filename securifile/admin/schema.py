@@ -133,3 +133,20 @@ FIRST = (
     "CREATE INDEX audit_about_server ON audit (peer, at) WHERE event IN ('status', 'verification', 'verdict', 'bad-copy')",
 )
 """Release 0.1."""
+
+SECOND = (
+    # The epoch in which the catalogue was made anew from the nodes; 0: never. What a node knows from before it cannot be compared.
+    "ALTER TABLE cluster ADD COLUMN rebuilt BIGINT NOT NULL DEFAULT 0",
+    # Whether the node told, too, what is on its disk.
+    "ALTER TABLE handed_in ADD COLUMN blobs BOOLEAN NOT NULL DEFAULT FALSE",
+    # What is on the disks of nodes, for a catalogue that is made anew; with `why` it is left to the administrator.
+    """CREATE TABLE held (
+        epoch BIGINT NOT NULL,
+        node {text} NOT NULL,
+        attempt {bytes} NOT NULL,
+        body {bytes} NOT NULL,
+        why {text},
+        PRIMARY KEY (epoch, node, attempt))""",
+    "CREATE INDEX held_by_attempt ON held (attempt)",
+)
+"""What making a catalogue anew takes."""

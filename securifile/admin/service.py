@@ -30,7 +30,7 @@ from securifile.admin.catalogue import Catalogue
 from securifile.admin.chores import Chore, Chores
 from securifile.admin.composition import Admin, Self
 from securifile.admin.database import PostgresDatabase
-from securifile.admin.ledger import CHANNEL
+from securifile.admin.ledger import CHANNEL, CatalogueGone, WhenEmpty
 from securifile.admin.peers import Peers
 from securifile.admin.postgres import EmbeddedPostgres
 from securifile.admin.servers_api import NO_TLS
@@ -49,7 +49,7 @@ from securifile.model.facts import Change, Server, ServerGone
 from securifile.model.ids import Position
 from securifile.model.servers import HostPort, ServerKind, Status
 from securifile.model.settings import ClusterSettings
-from securifile.process import CannotStart, run_on_monotonic_time, say_gone, say_ready, stop_unstarted, take_folder, write_json
+from securifile.process import REBUILD, CannotStart, run_on_monotonic_time, say_gone, say_ready, stop_unstarted, take_folder, write_json
 from securifile.protocol import messages as m
 from securifile.protocol import tls
 from securifile.protocol.rpc import Peer
@@ -74,6 +74,8 @@ BACKLOG = 1024
 
 OPERATOR = "operator.json"
 CA = "ca.pem"
+BEGINNING = "beginning"
+"""There from before the authority is made until the catalogue has begun: an empty database is right then, and only then."""
 
 
 @attrs.frozen(kw_only=True)
@@ -225,9 +227,16 @@ class AdminService(Service):
         while True:
             try:
                 life = await database.system_identity()
-                identifier = f"{life.identifier}/{life.timeline}"
-                await catalogue.open(cluster=authority.cluster, settings=ClusterSettings(), system_identifier=identifier)
+                await catalogue.open(
+                    cluster=authority.cluster, settings=ClusterSettings(), system_identifier=str(life), when_empty=self._when_empty()
+                )
                 break
+            except CatalogueGone as error:
+                raise CannotStart(
+                    f"the database is empty, and this server belongs to cluster {authority.cluster}. If it is the wrong database, start"
+                    " with the right --dsn; if there is a backup, put that in its place. If the database is lost for good, this makes the"
+                    f" catalogue anew from the nodes: securifile --operator {options.data} admin rebuild-catalogue"
+                ) from error
             except DatabaseUnavailable as error:
                 self._log.warn("waiting for the database: {problem}", problem=str(error))
                 await deferLater(self._reactor, DATABASE_RETRY_S)
@@ -236,7 +245,23 @@ class AdminService(Service):
                 f"the database belongs to cluster {catalogue.roster.cluster}, and {options.data / 'ca'} to {authority.cluster}."
                 " Copy the folder ca of an admin server of that cluster here, or use another database."
             )
+        self._note_begun(catalogue)
+        database.on_another_history = catalogue.ledger.doubt
         return catalogue, authority
+
+    def _when_empty(self) -> WhenEmpty:
+        data = self._options.data
+        if (data / REBUILD).exists():
+            return WhenEmpty.REBUILD
+        return WhenEmpty.BEGIN if (data / BEGINNING).exists() else WhenEmpty.REFUSE
+
+    def _note_begun(self, catalogue: Catalogue) -> None:
+        """There is a catalogue: should its database be empty another time, that is a loss again."""
+        data = self._options.data
+        if (data / REBUILD).exists() and not catalogue.ledger.rebuilding:
+            self._log.warn("the catalogue is not made anew from the nodes: the database has one")
+        for name in (REBUILD, BEGINNING):
+            (data / name).unlink(missing_ok=True)
 
     def _authority(self) -> Authority:
         folder = self._options.data / "ca"
@@ -248,6 +273,7 @@ class AdminService(Service):
                     f"the certificate authority in {folder} cannot be read: {error}. Put the folder back from a backup;"
                     " without it no server of this cluster can get a certificate."
                 ) from error
+        (self._options.data / BEGINNING).touch(0o600)
         return Authority.create(str(folder), f"c{secrets.token_hex(6)}", time.time())
 
     # --- identity ---

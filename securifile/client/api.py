@@ -370,6 +370,19 @@ class Client:
 
     # Asking.
 
+    async def epoch(self) -> Json:
+        """The present epoch of the catalogue, and what was left to administrators (administrators only)."""
+        return await self._json("GET", "/api/v1/epoch", kind="admin")
+
+    async def accept_epoch(self, *, without: Sequence[str] = (), trust: Sequence[str] = (), dry_run: bool = False) -> Json:
+        """Go on without nodes that have not handed in what the catalogue lost (administrators only)."""
+        asked = {"without": ",".join(without), "trust": ",".join(trust), "dry_run": "1" if dry_run else "0"}
+        return await self._json("POST", f"/api/v1/epoch/accept?{urlencode(asked)}", {}, kind="admin")
+
+    async def dismiss_left(self) -> Json:
+        """Forget what was left to administrators (administrators only)."""
+        return await self._json("POST", "/api/v1/epoch/dismiss", {}, kind="admin")
+
     def _know(self, servers: Sequence[KnownServer]) -> None:
         """Take over a list of servers, in an order drawn at random: the first is the one that this client talks to."""
         self._servers = sorted(servers, key=lambda _: self._random(8))

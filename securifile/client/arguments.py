@@ -233,6 +233,18 @@ def _administration(verbs: Any, common: argparse.ArgumentParser) -> None:
     change_settings = cluster.verb("set", "Change settings.")
     change_settings.add_argument("setting", metavar="KEY=VALUE", nargs="+", help="for instance replicas=2 digest=sha256")
 
+    admin = _Group(verbs, common).group("admin", "The catalogue as a whole: its backup, and what to do when something of it was lost.")
+    admin.verb("epoch", "How the catalogue's present epoch is, which nodes have handed in what was lost, and what is left to you.")
+    accept = admin.verb("accept-epoch", "Go on without the nodes that have not handed in what the catalogue lost.")
+    accept.add_argument("--without", metavar="NODE", action="append", default=[], help="leave aside what this node handed in")
+    accept.add_argument("--trust", metavar="NODE", action="append", default=[], help="believe this node, though others do not know it")
+    _dry_run(accept)
+    admin.verb("dismiss-left", "Forget what was left to you, after you have seen to it.")
+    admin.verb("rebuild-catalogue", "When the database is gone for good: have the catalogue made anew from the nodes at the next start.")
+    admin.verb("backup", "Copy the data folder of the running admin server of this machine, with its database.").add_argument(
+        "directory", metavar="DIR", help="where to; made by this command"
+    )
+
 
 def _dry_run(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--dry-run", action="store_true", help="change nothing; say what would be done, or why it would be refused")

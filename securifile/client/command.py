@@ -14,6 +14,7 @@ from twisted.internet import task
 from twisted.internet.defer import CancelledError, Deferred
 
 from securifile.client import administration_commands as administration
+from securifile.client import catalogue_commands as catalogue
 from securifile.client import explaining
 from securifile.client import file_commands as files
 from securifile.client.arguments import parse
@@ -67,6 +68,11 @@ ACTIONS: dict[str, Callable[[Context], Awaitable[int]]] = {
     "node remove": administration.node_remove,
     "cluster show": administration.cluster_show,
     "cluster set": administration.cluster_set,
+    "admin epoch": catalogue.epoch,
+    "admin accept-epoch": catalogue.accept_epoch,
+    "admin dismiss-left": catalogue.dismiss_left,
+    "admin rebuild-catalogue": catalogue.rebuild_catalogue,
+    "admin backup": catalogue.backup,
 }
 
 

@@ -32,11 +32,13 @@ from securifile.model.facts import (
     SessionGone,
     Settings,
 )
-from securifile.model.ids import EntryId, Position
+from securifile.model.ids import BEGINNING, EntryId, Position
 from securifile.model.roles import Role, strongest
 from securifile.model.servers import ServerKind, Status
 
 Limit = TypeVar("Limit", int, float)
+
+ENTRY_ID_BYTES = 16
 
 Thing = tuple[str, bytes]
 """The kind and the name of what a fact is about."""
@@ -72,6 +74,18 @@ def gone(fact: Fact) -> Fact | None:
             return GrantGone(entry=fact.entry, username=fact.username)
         case Server():
             return ServerGone(name=fact.name)
+        case _:
+            return None
+
+
+def gone_thing(thing: Thing) -> Fact | None:
+    """The fact that says that this is gone; None for kinds whose end takes other things along."""
+    kind, name = thing
+    match kind:
+        case "grant":
+            return GrantGone(entry=EntryId(name[:ENTRY_ID_BYTES]), username=name[ENTRY_ID_BYTES:].decode())
+        case "session":
+            return SessionGone(token_hash=name)
         case _:
             return None
 
@@ -139,13 +153,18 @@ def reconcile(snapshot: Iterable[Fact], handed_in: Mapping[str, HandedIn], *, ev
         handed_in: by node.
         everything: the catalogue is empty because its database is gone: what the nodes say is all there is, rights too.
     """
-    return _Deciding(snapshot, everything).decide(last_claims(handed_in))
+    known = max((handed.position for handed in handed_in.values()), default=BEGINNING)
+    return _Deciding(snapshot, known if everything else None).decide(last_claims(handed_in))
 
 
 class _Deciding:
-    def __init__(self, snapshot: Iterable[Fact], everything: bool) -> None:
+    def __init__(self, snapshot: Iterable[Fact], known: Position | None) -> None:
+        """Args:
+        known: when what the nodes say is all there is: how far the index has come that knows most.
+        """
         self._now = {thing_of(fact): fact for fact in snapshot}
-        self._everything = everything
+        self._everything = known is not None
+        self._known = known or BEGINNING
         self._left: list[Left] = []
         self._void: list[str] = []
         self._first: list[Fact] = []
@@ -168,10 +187,10 @@ class _Deciding:
                 case Person() | PersonGone():
                     self._person(fact, now)
                 case Session():
-                    if self._everything:
+                    if claim.at <= self._known:
                         self._last.append(fact)
                 case Grant():
-                    self._grant(fact, now)
+                    self._grant(fact, now, claim.at <= self._known)
                 case SessionGone() | GrantGone():
                     if now is not None:
                         self._last.append(fact)
@@ -201,6 +220,9 @@ class _Deciding:
             if isinstance(now, Server):
                 # It has just said itself where it is reached.
                 self._first.append(attrs.evolve(fact, url=now.url, protocol_address=now.protocol_address))
+            elif self._everything:
+                # Whoever was running goes on; what has changed with it since, heartbeats and its boot will tell.
+                self._first.append(fact)
             else:
                 # Its certificate is signed by the cluster's authority; it serves after it has been verified.
                 self._first.append(attrs.evolve(fact, status=Status.DOWN))
@@ -233,9 +255,9 @@ class _Deciding:
         if attrs.evolve(merged, credentials=fact.credentials) != fact:
             self._leave(fact, f"the account of {fact.username} was another one in some respect: look at it")
 
-    def _grant(self, fact: Grant, now: Fact | None) -> None:
+    def _grant(self, fact: Grant, now: Fact | None, is_known: bool) -> None:
         is_less = isinstance(now, Grant) and now.role is not fact.role and strongest([now.role, fact.role]) is now.role
-        if self._everything or is_less:
+        if is_known or is_less:
             self._last.append(fact)
         else:
             self._leave(fact, f"{fact.username} was made {_role(fact.role)}; grant it again if that is right")

@@ -96,6 +96,7 @@ class Node:
             url=me.url,
             protocol_address=str(me.protocol_address),
             boot=me.boot,
+            sidecars=stores.blobs.sidecars,
         )
         self._verification = Verification(
             clock=clock,

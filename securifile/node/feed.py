@@ -6,7 +6,7 @@ that answers. An index that is too old, or of another history, gets a snapshot.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -14,6 +14,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from securifile.model.entries import Sidecar
 from securifile.model.errors import DeadlineExceeded, PeerUnreachable, Refusal
 from securifile.model.facts import Fact
 from securifile.node.index import Index
@@ -48,7 +49,12 @@ class Feed:
         url: str,
         protocol_address: str,
         boot: str,
+        sidecars: Callable[[], Awaitable[Sequence[Sidecar]]],
     ) -> None:
+        """Args:
+        sidecars: of the blobs on this node's disk.
+        """
+        self._sidecars = sidecars
         self._clock = clock
         self._index = index
         self._admins = admins
@@ -144,24 +150,31 @@ class Feed:
             if message.last:
                 parts, self._parts = self._parts, []
                 if message.compare:
-                    self._hand_in_later(peer, parts)
+                    self._hand_in_later(peer, parts, message.blobs)
                 else:
                     await self._index.replace(message.position, parts, message.mark)
                     self.is_whole = True
         return m.Done()
 
-    def _hand_in_later(self, peer: Peer, snapshot: list[Fact]) -> None:
-        handing = Deferred.fromCoroutine(self._hand_in(peer, snapshot))
+    def _hand_in_later(self, peer: Peer, snapshot: list[Fact], blobs: bool) -> None:
+        handing = Deferred.fromCoroutine(self._hand_in(peer, snapshot, blobs))
         handing.addErrback(self._not_handed_in)
 
-    async def _hand_in(self, peer: Peer, snapshot: list[Fact]) -> None:
-        """Tell the admin server what this index knows and the catalogue lost."""
+    async def _hand_in(self, peer: Peer, snapshot: list[Fact], blobs: bool) -> None:
+        """Tell the admin server what this index knows and the catalogue lost, and what is on the disk if that is asked for."""
         position = self._index.position
         claims = await self._index.claims(snapshot)
+        sidecars = list(await self._sidecars()) if blobs else []
         self._log.warn("the catalogue went back in time; handing in {count} things as of {position}", count=len(claims), position=position)
-        parts = [claims[start : start + CLAIMS_MAX] for start in range(0, len(claims), CLAIMS_MAX)] or [[]]
-        for number, part in enumerate(parts):
-            handed = m.HandIn(position=position, number=number, claims=tuple(part), last=number == len(parts) - 1)
+        starts = range(0, max(len(claims), len(sidecars), 1), CLAIMS_MAX)
+        for number, start in enumerate(starts):
+            handed = m.HandIn(
+                position=position,
+                number=number,
+                claims=tuple(claims[start : start + CLAIMS_MAX]),
+                last=number == len(starts) - 1,
+                blobs=tuple(sidecars[start : start + CLAIMS_MAX]) if blobs else None,
+            )
             await peer.ask(handed, HAND_IN_S)
 
     def _not_handed_in(self, failure: Any) -> None:

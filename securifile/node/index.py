@@ -19,7 +19,7 @@ from twisted.logger import Logger
 
 from securifile.model import facts as f
 from securifile.model.ids import BEGINNING, AttemptId, Position
-from securifile.model.reconciliation import differences, thing_of
+from securifile.model.reconciliation import differences, gone_thing, thing_of
 from securifile.sql.facts import Superseded, apply_fact, every_fact
 from securifile.sql.sqlite import SqliteDatabase
 from securifile.sql.tables import FACT_TABLE_NAMES, FACT_TABLES, spelled
@@ -315,11 +315,17 @@ class Index:
             listener(fact)
 
     async def claims(self, snapshot: Iterable[f.Fact]) -> list[f.Claim]:
-        """What this index has otherwise than a snapshot of a catalogue that went back in time, and up to where it knows each thing."""
-        return [
-            f.Claim(fact=fact, at=max(self.position, await self._stamp(self.sql, fact)))
-            for fact in differences(await every_fact(self.sql), snapshot)
-        ]
+        """What this index has otherwise than a snapshot of a catalogue that went back in time, and up to where it knows each thing.
+
+        What was announced before its turn and is gone is told though the snapshot does not have it either: another index may have it.
+        """
+        own = await every_fact(self.sql)
+        found = differences(own, snapshot)
+        told = {thing_of(fact) for fact in (*own, *found)}
+        for kind, thing in await self.sql.query("SELECT kind, thing FROM stamps ORDER BY kind, thing"):
+            if (kind, bytes(thing)) not in told and (lost := gone_thing((kind, bytes(thing)))) is not None:
+                found.append(lost)
+        return [f.Claim(fact=fact, at=max(self.position, await self._stamp(self.sql, fact))) for fact in found]
 
     # --- what may be deleted from the disk ---
 

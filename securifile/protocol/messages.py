@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 
 from securifile.model.digests import DigestAlgorithm
-from securifile.model.entries import Copy
+from securifile.model.entries import Copy, Sidecar
 from securifile.model.facts import Change, Claim, Fact
 from securifile.model.ids import AttemptId, EntryId, Position
 from securifile.model.proofs import Proof, Report
@@ -148,6 +148,8 @@ class SnapshotPart:
     """That of the last change before the position."""
     compare: bool = False
     """Not to be taken: the index knows what the catalogue has lost. What it has otherwise is to be handed in (`HandIn`)."""
+    blobs: bool = False
+    """With `compare`: the catalogue was made anew, and what is on the disk is to be handed in, too."""
 
 
 @attrs.frozen(kw_only=True)
@@ -160,6 +162,8 @@ class HandIn:
     """Of the part, from 0."""
     claims: tuple[Claim, ...]
     last: bool
+    blobs: tuple[Sidecar, ...] | None = None
+    """What is on the disk, a part of it as well; None: not told."""
 
 
 # --- node to admin server: acting for a person ---

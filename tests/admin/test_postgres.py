@@ -226,9 +226,9 @@ async def test_programs_that_the_user_cannot_reach_are_copied(private: Path) -> 
         pytest.skip("only root runs postgres as another user")
     import shutil
 
-    from securifile.admin.postgres import _owner, _reachable_programs, _wheel
+    from securifile.admin.postgres import _owner, _reachable_programs, installed
 
-    wheel = _wheel()
+    wheel = installed()
     closed = private.parent / wheel.parent.name / wheel.name
     shutil.copytree(wheel, closed, symlinks=True)
     libraries = wheel.parent.with_name(f"{wheel.parent.name}.libs")

@@ -9,6 +9,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 
 from securifile.model import facts as f
+from securifile.model.entries import Sidecar
 from securifile.model.errors import Code, DeadlineExceeded, PeerUnreachable, Refusal
 from securifile.model.ids import Position
 from securifile.model.servers import ServerKind
@@ -85,6 +86,7 @@ class World:
         self.peers = {"a1": FakePeer("a1", answer=FOLLOWING), "a2": FakePeer("a2", answer=FOLLOWING)}
         self.links = {name: FakeLink(peer) for name, peer in self.peers.items()}
         self.order = ["a1", "a2"]
+        self.sidecars: list[Sidecar] = []
         self.feed = Feed(
             clock=self.clock,
             index=self.index,
@@ -93,6 +95,7 @@ class World:
             url="https://n1:9443",
             protocol_address="n1:9444",
             boot="b",
+            sidecars=lambda: succeed(self.sidecars),
         )
 
     def send(self, name: str, message: Any) -> list[Any]:

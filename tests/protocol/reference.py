@@ -20,7 +20,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "protocol.md"
 
 _VALUES: list[tuple[ModuleType, tuple[str, ...] | None]] = [
     (facts, None),
-    (entries, ("Version", "Copy")),
+    (entries, ("Version", "Copy", "Sidecar")),
     (proofs, ("Proof", "BadCopy", "Report")),
     (cluster_settings, ("ClusterSettings",)),
 ]
