@@ -11,10 +11,10 @@ PIP := $(PYTHON) -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --constraint constraints.txt --no-build-isolation --progress-bar off
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format docs news wheel constraints clean distclean
+.PHONY: help demo test bench bench-quick lint format docs news wheel constraints clean distclean
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 22
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 22
 
 demo: $(VENV)/.installed-to-run  ## a whole cluster on this machine, until Ctrl-C; TLS=0 for plain text; ARGS="…" passed on
 	@$(PYTHON) -m securifile.local.demo $(if $(filter 0 no off,$(TLS)),--no-tls) $(ARGS)
@@ -30,6 +30,12 @@ lint: $(VENV)/.installed-to-develop  ## style and types
 format: $(VENV)/.installed-to-develop  ## put the style right where a program can
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
+
+bench: $(VENV)/.installed-to-develop  ## speed against nginx and Swift, if they are here: half an hour; ARGS="get --rounds 3" for some
+	@$(PYTHON) -m benchmarks $(ARGS)
+
+bench-quick: $(VENV)/.installed-to-develop  ## the same, small, in minutes; ARGS="--before ../other-checkout get"
+	@$(PYTHON) -m benchmarks --quick $(ARGS)
 
 docs: $(VENV)/.installed-to-develop  ## docs/_build/html/index.html
 	$(PYTHON) -m sphinx -q -W --keep-going -b html docs docs/_build/html
@@ -48,7 +54,7 @@ constraints: $(VENV)/.installed-to-develop  ## write the versions now in .venv t
 
 clean:  ## remove what was built and the data of the demo; keeps .venv
 	rm -rf build dist *.egg-info docs/_build demo-data .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find securifile tests twisted docs -name __pycache__ -type d -prune -exec rm -rf {} +
+	find securifile benchmarks tests twisted docs -name __pycache__ -type d -prune -exec rm -rf {} +
 	find . -path ./$(VENV) -prune -o -name dropin.cache -type f -exec rm -f {} +
 
 distclean: clean  ## remove .venv as well

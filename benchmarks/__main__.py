@@ -1,0 +1,120 @@
+"""`python -m benchmarks`: measure, print, keep."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import history
+from benchmarks.cluster import US, SecuriFile
+from benchmarks.figures import Goal, Measure, Sample
+from benchmarks.memory import peaks
+from benchmarks.nginx import Nginx
+from benchmarks.report import Result, figures, lines
+from benchmarks.rows import NGINX, SWIFT, Row, rows
+from benchmarks.swift import Swift
+from benchmarks.targets import CannotMeasure, Target
+from benchmarks.work import FULL, QUICK, Files
+
+OTHERS: dict[str, Callable[[Path], Target]] = {NGINX: Nginx, SWIFT: Swift}
+MEMORY = "memory"
+BEFORE = "before"
+"""The name of a second cluster of ours, which runs the code of another checkout."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run it; the status for the shell."""
+    options = _options(arguments)
+    # So that being told to end is an end like any other, with every server stopped.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
+    began = time.time()
+    sizes = QUICK if options.quick else FULL
+    rounds = options.rounds or (3 if options.quick else 5)
+    folder = Path(tempfile.mkdtemp(prefix="securifile-bench-", dir=options.folder))
+    # PostgreSQL has a user of its own when root starts it, and must get through.
+    folder.chmod(0o755)
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        files = Files(folder / "files")
+        wanted = [row for row in rows(sizes, files) if not options.rows or row.name in options.rows]
+        targets: dict[str, Any] = {}
+        for name in sorted({name for row in wanted for name in row.others} - set(options.without), reverse=True):
+            try:
+                targets[name] = OTHERS[name](folder / name)
+            except CannotMeasure as problem:
+                _say(f"{name} is not measured: {problem}")
+            else:
+                stack.callback(targets[name].stop)
+        if options.before:
+            targets[BEFORE] = SecuriFile(folder / BEFORE, BEFORE, options.before)
+            stack.callback(targets[BEFORE].stop)
+        us = targets[US] = SecuriFile(folder / "cluster", checkout=options.now)
+        stack.callback(us.stop)
+        kept = []
+        replicas = 0
+        for row in wanted:
+            if row.replicas != replicas:
+                for target in targets.values():
+                    if isinstance(target, SecuriFile):
+                        target.set_replicas(row.replicas)
+                replicas = row.replicas
+            result = _measure(row, targets, rounds)
+            _say(*lines(result), "")
+            kept.append(figures(result))
+        if not options.rows or MEMORY in options.rows:
+            us.clear()
+            us.set_replicas(2)
+            for line, figure in peaks(us, files, sizes):
+                _say(line)
+                kept.append(figure)
+        history.append(options.history, began, kept, quick=options.quick, rounds=rounds)
+        _say(f"kept in {options.history}; {time.time() - began:.0f} s")
+    return 0
+
+
+def _measure(row: Row, targets: dict[str, Any], rounds: int) -> Result:
+    """Each server once a round, in turn, so that what happens to the machine happens to all."""
+    doing = [targets[name] for name in (*row.others, BEFORE, US) if name in targets]
+    samples: dict[str, list[Sample]] = {target.name: [] for target in doing}
+    for target in doing:
+        row.work.prepare(target)
+    for number in range(rounds):
+        for target in doing:
+            os.sync()
+            samples[target.name].append(row.work.run(target, number))
+    for target in doing:
+        target.clear()
+    goals = row.goals
+    if BEFORE in targets:
+        goals += (Goal(measure=Measure.RATIO, against=BEFORE, must=1.0, aim=1.1),)
+    return Result(name=row.name, title=row.title, unit=row.unit, goals=goals, samples=samples)
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure SecuriFile against what is found on this machine.")
+    parser.add_argument("rows", nargs="*", help="names of rows, in square brackets in the table, or memory; all when none is named")
+    parser.add_argument("--quick", action="store_true", help="smaller and shorter, for a change under way")
+    parser.add_argument("--rounds", type=int, help="how often each server does each row")
+    parser.add_argument("--without", nargs="*", default=[], metavar="SERVER", help="leave one out")
+    parser.add_argument("--before", type=Path, metavar="CHECKOUT", help="measure this checkout's servers as well, beside those of --now")
+    parser.add_argument("--now", type=Path, metavar="CHECKOUT", help="whose servers are measured; this checkout's if not said")
+    parser.add_argument("--folder", type=Path, help="where the servers keep their data meanwhile: on the disk that is to be measured")
+    parser.add_argument("--history", type=Path, default=Path("bench-data/history.jsonl"), help="where to add a line for this run")
+    return parser.parse_args(arguments)
+
+
+def _say(*shown: str) -> None:
+    print(*shown, sep="\n", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
