@@ -52,7 +52,8 @@ def back_up(data: Path, target: Path) -> bool:
     try:
         embedded = (data / DATABASE).is_dir()
         if embedded:
-            _back_up_database(data / DATABASE, unfinished / DATABASE)
+            (unfinished / DATABASE).parent.mkdir(mode=0o700)
+            copy_database(data / DATABASE, unfinished / DATABASE)
         for name in ("ca", "audit"):
             if (data / name).is_dir():
                 shutil.copytree(data / name, unfinished / name)
@@ -68,8 +69,8 @@ def back_up(data: Path, target: Path) -> bool:
     return embedded
 
 
-def _back_up_database(data: Path, copy: Path) -> None:
-    copy.parent.mkdir(mode=0o700)
+def copy_database(data: Path, copy: Path) -> None:
+    """Copy the data directory of a PostgreSQL that runs as ours do; the copy begins a new timeline. Blocks. Raises `BackupFailed`."""
     # The name of a socket may have 107 bytes; from its own directory it is short.
     programs = installed() / "bin"
     _run([programs / "pg_basebackup", "-h", "/proc/self/cwd", "-U", ROLE, "-D", copy, "--checkpoint=fast"], data)
