@@ -106,6 +106,10 @@ class PeerUnreachable(Exception):
 class DeadlineExceeded(Exception):
     """The peer did not answer within the time that the request was given."""
 
+class TurnedAway(PeerUnreachable):
+    """That server knows of no such member of the cluster as this one."""
+
+
 
 class StreamBroken(Exception):
     """The other end of a stream of bytes went away before its end."""

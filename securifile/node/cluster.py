@@ -6,6 +6,7 @@ announcements and the feed run on them; blobs never do.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,9 @@ BEHIND_S = 2.0
 
 MISSED_MAX = 100
 """Changes passed on to a peer at once: a message of moderate size; it asks again."""
+
+TURNED_AWAY_MAX = 2
+"""Times in a row that an admin server does not know this node for a member, before it is believed."""
 
 MakeLink = Callable[[Server, Handlers], Link]
 
@@ -80,6 +84,8 @@ class Cluster:
         self._refusing: str | None = "starting"
         self._removed = False
         """Whether the cluster has removed this node."""
+        self._turned_away: Counter[str] = Counter()
+        """How often in a row each admin server did not know this node for a member."""
         self._introduced: list[Server] = []
         self.roster = Roster()
         self.granter = Granter(clock)
@@ -152,8 +158,36 @@ class Cluster:
         return link is not None and link.connected
 
     def _answered(self, server: Server, answer: m.HeartbeatAnswer, trip_s: float) -> None:
-        if server.kind is ServerKind.ADMIN and answer.wall:
-            self._wall.heard(answer.wall, trip_s)
+        if server.kind is ServerKind.ADMIN:
+            self._turned_away.clear()
+            if answer.wall:
+                self._wall.heard(server.name, answer.wall, trip_s)
+
+    def _is_turned_away(self, server: Server) -> bool:
+        """A server does not know this node for a member; whether that is for people to change.
+
+        Other nodes may know less than this one, and so may an admin server that was just started, or that a new node asks just after
+        another one has enrolled it. Admin servers say it twice, then, while none of them answers.
+        """
+        if server.kind is ServerKind.ADMIN and not self._removed:
+            self._turned_away[server.name] += 1
+            is_known = self._name in self.roster.servers
+            if is_known and self._turned_away[server.name] == TURNED_AWAY_MAX and not any(map(self._connected, self.admins)):
+                self._say_removed(server.name)
+        return self.is_removed
+
+    @property
+    def is_removed(self) -> bool:
+        """Whether this node was removed from the cluster, as far as it can know."""
+        return self._removed or max(self._turned_away.values(), default=0) >= TURNED_AWAY_MAX
+
+    def _say_removed(self, by: str) -> None:
+        self._log.critical(
+            "this node, {node}, was removed from the cluster, as {by} says: it serves nobody any more. Stop it; to use the machine again,"
+            " join under a new invitation with an empty data folder",
+            node=self._name,
+            by=by,
+        )
 
     # --- what this node thinks of the others ---
 
@@ -181,9 +215,10 @@ class Cluster:
         if self._refusing is not None:
             return Standing(serves=False, reason=f"this node is {self._refusing}")
         own = self.roster.servers.get(self._name)
+        if self.is_removed:
+            return Standing(serves=False, reason="this node was removed from the cluster")
         if own is None:
-            why = "was removed from the cluster" if self._removed else "is not a member of the cluster (yet)"
-            return Standing(serves=False, reason=f"this node {why}")
+            return Standing(serves=False, reason="this node is not a member of the cluster (yet)")
         if own.status is not Status.RUNNING:
             return Standing(serves=False, reason=f"the cluster holds this node for {own.status}")
         if own.boot != self._boot:
@@ -311,11 +346,7 @@ class Cluster:
             case ServerGone():
                 if fact.name == self._name and not self._removed:
                     self._removed = True
-                    self._log.critical(
-                        "this node, {node}, was removed from the cluster: it serves nobody any more. Stop it; to use the machine again,"
-                        " join under a new invitation with an empty data folder",
-                        node=self._name,
-                    )
+                    self._say_removed("the catalogue")
                 link = self._links.pop(fact.name, None)
                 if link is not None:
                     link.stop()
@@ -332,6 +363,7 @@ class Cluster:
         link = self._links.get(server.name)
         if link is None:
             self._links[server.name] = link = self._make_link(server, self.handlers)
+            link.on_turned_away = lambda: self._is_turned_away(server)
             link.start()
         else:
             link.move(address)

@@ -18,7 +18,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from securifile.model.errors import Code, DatabaseUnavailable, DeadlineExceeded, PeerUnreachable, Refusal
+from securifile.model.errors import Code, DatabaseUnavailable, DeadlineExceeded, PeerUnreachable, Refusal, TurnedAway
 from securifile.model.servers import HostPort
 from securifile.protocol.codec import CodecError
 from securifile.protocol.connection import (
@@ -46,6 +46,9 @@ SILENCE_S = 5.0
 """An unanswered question on a connection that has been silent for so long means that it is dead, whatever TCP hopes."""
 BACKOFF_MIN_S = 0.05
 BACKOFF_MAX_S = 5.0
+
+TURNED_AWAY_S = 60.0
+"""The longest pause of one who is no member any more: that is for people to change, and a log need not have it twice a second."""
 CONNECT_S = 3.0
 """Like a SYN sent thrice; servers of a cluster are near."""
 
@@ -318,6 +321,8 @@ class Link:
         self._on_connected = on_connected
         self._on_lost = on_lost
         self._traffic = traffic
+        self.on_turned_away: Callable[[], bool] = lambda: False
+        """Asked when the server knows of no such member as this one: whether there is no hurry to ask it again."""
         self._running: Deferred[None] | None = None
         self._waiting: list[Deferred[Peer]] = []
         self._problem = "not connected yet"
@@ -383,6 +388,7 @@ class Link:
     async def _keep_connected(self) -> None:
         failures = 0
         while True:
+            longest_s = BACKOFF_MAX_S
             self._attempt = Deferred.fromCoroutine(self._connect_once())
             try:
                 lasted_s = await self._attempt
@@ -394,6 +400,8 @@ class Link:
                     self._log.info("cannot connect to {peer}: {problem}", peer=self.expected, problem=str(error))
                 self._problem = str(error)
                 failures += 1
+                if isinstance(error, TurnedAway) and self.on_turned_away():
+                    longest_s = TURNED_AWAY_S
             except CancelledError:
                 if self._running is None:
                     raise
@@ -402,7 +410,7 @@ class Link:
                 failures += 1
             finally:
                 self._attempt = None
-            await self._wait(min(BACKOFF_MAX_S, BACKOFF_MIN_S * 2 ** min(failures, 10)) * (0.5 + self._jitter() / 2))
+            await self._wait(min(longest_s, BACKOFF_MIN_S * 2 ** min(failures, 11)) * (0.5 + self._jitter() / 2))
 
     async def _connect_once(self) -> float:
         """Connect, and stay until the connection is lost; how long it lasted."""

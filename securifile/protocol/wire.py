@@ -30,7 +30,7 @@ from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from securifile.model.errors import Code, PeerUnreachable
+from securifile.model.errors import Code, PeerUnreachable, TurnedAway
 from securifile.model.servers import HostPort
 from securifile.protocol.connection import (
     Connection,
@@ -305,7 +305,9 @@ class Wire(TwistedProtocol):
                 self._log.info(
                     "{server} says goodbye: {problem}", server=self._known_name(), problem=event.refused.detail, peer=self._address()
                 )
-            self._problem = PeerUnreachable(f"{self._known_name()} closed the connection: {event.refused.detail}")
+            is_stranger = event.refused.code == Code.NOT_A_MEMBER.value
+            words = f"{self._known_name()} closed the connection: {event.refused.detail}"
+            self._problem = TurnedAway(words) if is_stranger else PeerUnreachable(words)
             self._closing = True
             self._restart_timer(LINGER_S, self.cut)
             self._transport.unregisterProducer()

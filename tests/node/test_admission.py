@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 
 from securifile.audit.memory import MemoryAudit
 from securifile.model import facts as f
 from securifile.model.entries import Space
-from securifile.model.errors import Refusal
+from securifile.model.errors import PeerUnreachable, Refusal
 from securifile.model.ids import Position
 from securifile.model.servers import ServerKind, Status
 from securifile.node.cluster import BEHIND_S, Cluster
 from securifile.node.index import Index
+from securifile.protocol import messages as m
 from securifile.sql.sqlite import SqliteDatabase, run_now
 
 BOOT = "this life"
@@ -31,7 +32,7 @@ def change(revision: int) -> f.Change:
 class World:
     """A node alone in its cluster, running."""
 
-    def __init__(self) -> None:
+    def __init__(self, make_link: Any = lambda server, handlers: (_ for _ in ()).throw(AssertionError("it is alone"))) -> None:
         self.clock = Clock()
         self.audit = MemoryAudit()
         self.index = Index(SqliteDatabase(None), lambda: 0.0)
@@ -44,7 +45,7 @@ class World:
             boot=BOOT,
             index=self.index,
             space=lambda: succeed(Space(used_bytes=0, available_bytes=0)),
-            make_link=lambda server, handlers: (_ for _ in ()).throw(AssertionError("it is alone")),
+            make_link=make_link,
             audit=self.audit,
             audit_kept=lambda boot, number: None,
             more_handlers=dict,
@@ -150,4 +151,61 @@ def test_a_node_that_was_removed_says_so() -> None:
     with capturing(seen):
         run_now(world.index.apply_changes(1, [f.Change(revision=1, facts=(gone,)), f.Change(revision=2, facts=(gone,))]))
     assert world.cluster.standing().reason == "this node was removed from the cluster"
-    assert [event["log_format"].split(":")[0] for event in seen] == ["this node, {node}, was removed from the cluster"]
+    assert [event["log_format"].split(":")[0] for event in seen] == ["this node, {node}, was removed from the cluster, as {by} says"]
+
+
+class TurnedAwayLink:
+    """A link to a server that is there, and does not know this node."""
+
+    def __init__(self) -> None:
+        self.connected = False
+        self.on_turned_away: Callable[[], bool] = lambda: False
+
+    def start(self) -> None:
+        """See `Link`."""
+
+    def stop(self) -> Deferred[None]:
+        """See `Link`."""
+        return succeed(None)
+
+    def ask(self, message: Any, timeout_s: float) -> Deferred[Any]:
+        """See `Link`."""
+        return fail(PeerUnreachable("turned away"))
+
+
+def turned_away() -> tuple[World, dict[str, TurnedAwayLink]]:
+    """n1, with n2 and two admin servers."""
+    links: dict[str, TurnedAwayLink] = {}
+
+    def make_link(server: f.Server, handlers: Any) -> Any:
+        links[server.name] = TurnedAwayLink()
+        return links[server.name]
+
+    world = World(make_link)
+    others = [attrs.evolve(server(Status.DOWN), name="n2")]
+    others += [attrs.evolve(server(Status.RUNNING), name=name, kind=ServerKind.ADMIN) for name in ("admin1", "admin2")]
+    run_now(world.index.apply_changes(1, [f.Change(revision=1, facts=tuple(others))]))
+    return world, links
+
+
+def test_a_node_that_was_removed_while_it_was_away_is_told_so() -> None:
+    """No feed reaches it any more: an admin server that does not know it says so, twice, and it serves nobody and does not hurry."""
+    world, links = turned_away()
+    seen: list[Any] = []
+    with capturing(seen):
+        assert [links["admin1"].on_turned_away() for _ in range(3)] == [False, True, True]
+    assert world.cluster.standing().reason == "this node was removed from the cluster"
+    assert [event["by"] for event in seen] == ["admin1"]
+    assert links["n2"].on_turned_away()
+
+
+def test_who_does_not_know_a_node_yet_has_not_removed_it() -> None:
+    """Other nodes decide nothing, nor does an admin server while another one answers, or answered since."""
+    world, links = turned_away()
+    assert not any(links["n2"].on_turned_away() for _ in range(5))
+    links["admin2"].connected = True
+    links["admin1"].on_turned_away()
+    answer = m.HeartbeatAnswer(position=world.index.position, held_for=Status.RUNNING)
+    world.cluster.heartbeats.on_answer(world.cluster.roster.servers["admin2"], answer, 0.001)
+    assert not links["admin1"].on_turned_away()
+    assert "removed" not in world.cluster.standing().reason

@@ -14,7 +14,7 @@ from securifile.model.ids import Position
 from securifile.model.servers import HostPort, ServerKind, Status
 from securifile.protocol.connection import PeerIdentity
 from securifile.protocol.messages import Announce, AuditKept, Done, Heartbeat, HeartbeatAnswer, LeaseRelease
-from securifile.protocol.rpc import SILENCE_S, Peer
+from securifile.protocol.rpc import BACKOFF_MAX_S, SILENCE_S, TURNED_AWAY_S, Peer
 from tests.protocol.cluster import A1, AT_N1, N1, N2, Rig, answering
 
 BEAT = Heartbeat(position=Position(1, 2))
@@ -313,6 +313,29 @@ def test_removed_member() -> None:
     assert not link.connected
     with pytest.raises(PeerUnreachable, match="not a member"):
         rig.result(link.ask(BEAT, 1))
+
+
+@pytest.mark.parametrize("is_removed", [True, False])
+def test_who_is_turned_away_hurries_only_while_there_is_hope(is_removed: bool) -> None:
+    """Who may not be known yet asks again soon; who was removed once a minute at most. If it is let in again, it is connected."""
+    rig = Rig()
+    rig.serve()
+    rig.members.discard(N2)
+    link = rig.link()
+    asked: list[float] = []
+
+    def on_turned_away() -> bool:
+        asked.append(rig.clock.seconds())
+        return is_removed
+
+    link.on_turned_away = on_turned_away
+    rig.settle(600, 6000)
+    longest_s = TURNED_AWAY_S if is_removed else BACKOFF_MAX_S
+    pauses = [later - earlier for earlier, later in zip(asked, asked[1:], strict=False)]
+    assert longest_s / 2 <= max(pauses) <= longest_s + 0.1
+    rig.members.add(N2)
+    rig.settle(longest_s + 1, 600)
+    assert link.connected
 
 
 @pytest.mark.parametrize(
