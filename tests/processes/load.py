@@ -18,7 +18,7 @@ from securifile.local.asking import Response
 from securifile.local.cluster import LocalCluster
 from securifile.local.processes import eventually
 from securifile.simulation.linearizability import Event, Read, Unanswered, Written, judge
-from tests.processes.actions import BROKEN, Attempt, files, noise
+from tests.processes.actions import BROKEN, Attempt, files, noise, sha256
 
 SIZES = (60, 4_000, 120_000, 700_000)
 PATIENCE_S = 8.0
@@ -62,12 +62,27 @@ class Load(AbstractContextManager["Load"]):
     """Readers and writers in threads, from entering to leaving."""
 
     def __init__(
-        self, cluster: LocalCluster, *, readers: int, writers: int, paths: int, seed: int, relay: bool = False, via: list[str] | None = None
+        self,
+        cluster: LocalCluster,
+        *,
+        readers: int,
+        writers: int,
+        paths: int,
+        seed: int,
+        relay: bool = False,
+        retry: bool = False,
+        via: list[str] | None = None,
     ) -> None:
+        """Args:
+        relay: ask for `relay=1` instead of following redirects.
+        retry: what fails is tried once more, through another node; that is one operation.
+        via: the nodes that are asked.
+        """
         self._cluster = cluster
         self.paths = [f"alice/load-{seed}-{number}" for number in range(paths)]
         self._via = via or list(cluster.nodes)
         self._relay = "?relay=1" if relay else ""
+        self._tries = 2 if retry else 1
         self._seed = seed
         self._enough = threading.Event()
         self._lock = threading.Lock()
@@ -80,7 +95,7 @@ class Load(AbstractContextManager["Load"]):
 
     def __enter__(self) -> Load:
         for path in self.paths:
-            self._write(path, f"{path} first", self._via[0])
+            self._write(path, f"{path} first", self._via[:1])
         for thread in self._threads:
             thread.start()
         return self
@@ -95,11 +110,11 @@ class Load(AbstractContextManager["Load"]):
         count = 0
         while not self._enough.is_set():
             count += 1
-            path, node = chance.choice(self.paths), chance.choice(self._via)
+            path, nodes = chance.choice(self.paths), chance.sample(self._via, self._tries)
             if kind == "read":
-                self._read(path, node, PATIENCE_S, self._relay)
+                self._read(path, nodes, PATIENCE_S, self._relay)
             else:
-                self._write(path, f"{path} {number} {count}", node)
+                self._write(path, f"{path} {number} {count}", nodes)
             self._enough.wait(0.02 if kind == "read" else 0.05)
 
     def read_on_retry(self, path: str, nodes: list[str], within_s: float) -> int:
@@ -113,41 +128,50 @@ class Load(AbstractContextManager["Load"]):
         def served() -> bool:
             nonlocal tries
             tries += 1
-            return self._read(path, nodes[(tries - 1) % len(nodes)], RETRY_AFTER_S, "?relay=1").status == 200
+            return self._read(path, [nodes[(tries - 1) % len(nodes)]], RETRY_AFTER_S, "?relay=1").status == 200
 
         eventually(served, within_s, f"{path} can be read through one of {', '.join(nodes)}")
         return tries
 
-    def _read(self, path: str, node: str, timeout_s: float, query: str) -> Operation:
-        def ask() -> Response:
+    def _read(self, path: str, nodes: list[str], timeout_s: float, query: str) -> Operation:
+        def ask(node: str) -> Response:
             return self._cluster.http(node, "alice", timeout_s=timeout_s).request("GET", files(path) + query, follow=True)
 
-        return self._note("read", path, ask, None)
+        return self._note("read", path, ask, nodes, None)
 
-    def _write(self, path: str, upload: str, node: str) -> None:
-        def ask() -> Response:
+    def _write(self, path: str, upload: str, nodes: list[str]) -> None:
+        # The same key at each try: if the first one is done after all, the second gets its answer.
+        headers = {"Idempotency-Key": f'"{sha256(upload.encode())}"'}
+
+        def ask(node: str) -> Response:
             http = self._cluster.http(node, "alice", timeout_s=PATIENCE_S)
-            return http.request("PUT", files(path) + self._relay, content(upload), follow=True)
+            return http.request("PUT", files(path) + self._relay, content(upload), headers, follow=True)
 
-        self._note("write", path, ask, upload)
+        self._note("write", path, ask, nodes, upload)
 
-    def _note(self, kind: str, path: str, ask: Callable[[], Response], upload: str | None) -> Operation:
-        begun, said = time.monotonic(), ""
-        try:
-            response: Response | None = ask()
-        except BROKEN as error:
-            response, said = None, repr(error)
+    def _note(self, kind: str, path: str, ask: Callable[[str], Response], nodes: list[str], upload: str | None) -> Operation:
+        """Ask one node after the other until one does it, and keep what was said in the end; unless an earlier one may have done it."""
+        begun, status, said = time.monotonic(), 503, ""
+        response: Response | None = None
+        for node in nodes:
+            try:
+                response = ask(node)
+            except BROKEN as error:
+                response, status, said = None, 0, repr(error)
+                continue
+            if response.status in {200, 201}:
+                status, said = response.status, ""
+                break
+            if status in CERTAINLY_NOT_DONE:
+                status, said = response.status, f"{response.code}: {response.body.decode(errors='replace')[-300:]}"
         ended = time.monotonic()
-        status = 0 if response is None else response.status
         file: str | None = None
         version: int | None = None
-        if response is not None and status in {200, 201}:
+        if response is not None and response.status in {200, 201}:
             file, _, number = response.headers["ETag"].strip('"').rpartition(".")
             version = int(number)
             if kind == "read":
                 upload = upload_in(response.body)
-        elif response is not None:
-            said = f"{response.code}: {response.body.decode(errors='replace')[-300:]}"
         done = Operation(kind, path, begun, ended, status, file, version, upload, said)
         with self._lock:
             self.history.append(done)
