@@ -68,6 +68,7 @@ FLOORS: dict[str, int] = {
     "securifile.http.ranges": DECISIONS,
     "securifile.http.targets": DECISIONS,
     "securifile.http.tickets": DECISIONS,
+    "securifile.http.tus": DECISIONS,
     "securifile.http.wire": DECISIONS,
     "securifile.http.zip_format": DECISIONS,
     "securifile.http.*": HANDS,

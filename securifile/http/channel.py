@@ -129,6 +129,7 @@ class Request(server.Request):
         self.args = {} if head.query is None else http.parse_qs(head.query, True)
         for name, value in head.fields:
             self.requestHeaders.addRawHeader(name, value)
+        self._always: list[tuple[bytes | str, bytes | str]] = []
         self._sink: ResponseSink | None = None
         self._held: bytes | None = None
         self._flush: IDelayedCall | None = None
@@ -162,6 +163,10 @@ class Request(server.Request):
         except UnicodeDecodeError:
             raise Refusal(Code.BAD_REQUEST, f"The parameter {name} must be percent-encoded UTF-8.") from None
 
+    def add_always(self, headers: HeaderList) -> None:
+        """Send these with the answer, even when it is a problem in place of what was prepared."""
+        self._always.extend(headers)
+
     @property
     def peer(self) -> str:
         """The client's address, without port."""
@@ -182,7 +187,7 @@ class Request(server.Request):
         """
         assert self._sink is None, "an answer begins once"
         out = self.responseHeaders
-        for name, value in headers:
+        for name, value in (*headers, *self._always):
             out.addRawHeader(name, value)
         for cookie in self.cookies:
             out.addRawHeader(b"Set-Cookie", cookie)

@@ -20,6 +20,8 @@ class Access:
     entry: EntryId | None = None
     bytes: int | None = None
     detail: str | None = None
+    changed: bool = False
+    """Something was done, though the method says that it only asks: its record is on the disk before the answer."""
 
     @property
     def signed_in(self) -> Caller:

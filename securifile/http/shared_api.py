@@ -19,7 +19,7 @@ from securifile.http.answers import details_json, entry_json, path_text, person_
 from securifile.http.archives import Archives
 from securifile.http.authentication import Authenticator, Caller
 from securifile.http.backend import Backend
-from securifile.http.channel import Request
+from securifile.http.channel import HeaderList, Request
 from securifile.http.exchange import Access, Answer, Streamed
 from securifile.http.json_body import Fields, answer_json, read_json
 from securifile.http.lookup import Lookup, authorise
@@ -102,11 +102,26 @@ class SharedApi:
             self.route(app, "/api/v1/access/", method, event, handler, branch=True)
 
     def route(
-        self, app: Klein, path: str, method: str, event: str, handler: Handler, *, anonymous: bool = False, branch: bool = False
+        self,
+        app: Klein,
+        path: str,
+        method: str,
+        event: str,
+        handler: Handler,
+        *,
+        anonymous: bool = False,
+        branch: bool = False,
+        always: HeaderList = (),
     ) -> None:
-        """Put one route on `app`: admitted, authenticated (unless `anonymous`) and recorded as `event`."""
+        """Put one route on `app`: admitted, authenticated (unless `anonymous`) and recorded as `event`.
+
+        Args:
+            always: headers of every answer, refusals too.
+        """
 
         async def run(request: Request, *_: object, **__: object) -> bytes | None:
+            if always:
+                request.add_always(always)
             return await self._run(request, event, handler, anonymous)
 
         app.route(path, methods=[method], branch=branch, endpoint=f"{method} {path}")(run)
@@ -137,7 +152,7 @@ class SharedApi:
                 self._note(self._record(request, access, began, 500, type(error).__name__))
             raise
         record = self._record(request, access, began, answer.status, access.detail)
-        if request.method in (b"GET", b"HEAD"):
+        if request.method in (b"GET", b"HEAD") and not access.changed:
             audit.note(record)
         else:
             await self._keep(record)

@@ -33,8 +33,11 @@ from securifile.node.housekeeping import Housekeeping
 from securifile.node.index import Index
 from securifile.node.mending import Mending
 from securifile.node.peer_blobs import PeerBlobs
+from securifile.node.peer_uploads import PeerUploads
 from securifile.node.quarantine import Quarantine
+from securifile.node.resumable import Resumable
 from securifile.node.scrub import Scrub
+from securifile.node.staged import StagedUploads
 from securifile.node.uploads import Uploads
 from securifile.node.verification import Verification
 from securifile.protocol.bulk import BulkPool
@@ -119,7 +122,7 @@ class Node:
             make_link=self._make_link,
             audit=stores.audit,
             audit_kept=stores.audit_kept,
-            more_handlers=lambda: {**self._feed.handlers, **self._verification.handlers, **self._mending.handlers},
+            more_handlers=lambda: {**self._feed.handlers, **self._verification.handlers, **self._mending.handlers, **self._peers.handlers},
         )
         self.cluster.introduce(me.cluster, list(me.admins))
         self.acting = Acting(clock=clock, wall=wall, name=name, cluster=self.cluster, index=index, audit=stores.audit, random=world.random)
@@ -165,6 +168,22 @@ class Node:
             random=world.random,
             below=world.below,
         )
+        self.staged = StagedUploads(clock=clock, wall=wall, blobs=stores.blobs, settings=lambda: self.cluster.roster.settings)
+        self._peers = PeerUploads(self.staged, self._pool)
+        self.resumable = Resumable(
+            clock=clock,
+            wall=wall,
+            name=name,
+            cluster=self.cluster,
+            acting=self.acting,
+            uploads=self.uploads,
+            staged=self.staged,
+            peers=self._peers,
+            pool=self._pool,
+            transfers=self._transfers,
+            random=world.random,
+            below=world.below,
+        )
         self._housekeeping = Housekeeping(
             clock=clock,
             wall=wall,
@@ -172,7 +191,7 @@ class Node:
             index=index,
             blobs=stores.blobs,
             acting=self.acting,
-            is_under_way=self.uploads.under_way.__contains__,
+            is_under_way=lambda attempt: attempt in self.uploads.under_way or self.staged.has(attempt),
             may_delete=lambda: self._feed.is_whole,
         )
         self._mending = Mending(
@@ -197,7 +216,7 @@ class Node:
             is_running=self._is_running,
             ask_admin=self.acting.ask_admin,
         )
-        self.bulk = PeerBlobs(stores.blobs, self._suspected_by_peer)
+        self.bulk = PeerBlobs(stores.blobs, self.staged, self._suspected_by_peer)
         index.listen(self._mending.learn)
         index.node = name
         index.listen(self._transfers.learn)
@@ -210,7 +229,9 @@ class Node:
 
     async def start(self) -> None:
         """Connect to the other servers, follow the catalogue, and serve as soon as they agree."""
+        await self.staged.recover()
         await self.cluster.start()
+        self.staged.start()
         self._feed.start()
         self._housekeeping.start()
         self._mending.start()
@@ -227,6 +248,7 @@ class Node:
         self._feed.stop()
         await self.cluster.stop()
         await self._pool.stop()
+        await self.staged.stop()
 
     def _make_link(self, server: Server, handlers: Handlers) -> Link:
         return Link(

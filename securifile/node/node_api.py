@@ -18,6 +18,8 @@ from securifile.model.errors import Code, Refusal
 from securifile.model.servers import ServerKind
 from securifile.node.cluster import Cluster
 from securifile.node.index import Index
+from securifile.node.resumable import Resumable
+from securifile.node.tus_api import TusApi
 from securifile.node.uploads import Uploads
 
 AT_AN_ADMIN = ("users", "servers", "settings", "enrolment", "trust", "explain")
@@ -40,11 +42,21 @@ class NodeContents:
         return await self._uploads.put(request, access, target)
 
 
-def node_app(*, name: str, tls: bool, api: SharedApi, cluster: Cluster, index: Index, metrics: Callable[[], dict[str, float]]) -> Any:
+def node_app(
+    *,
+    name: str,
+    tls: bool,
+    api: SharedApi,
+    resumable: Resumable,
+    cluster: Cluster,
+    index: Index,
+    metrics: Callable[[], dict[str, float]],
+) -> Any:
     """The resource to serve."""
     app = Klein()
     klein_problems(app)
     api.register(app)
+    TusApi(resumable, cluster.roster).register(app, api)
 
     @app.route("/healthz", methods=["GET", "HEAD"])
     def healthz(request: Request) -> bytes:

@@ -252,6 +252,7 @@ class NodeService(Service):
             name=node.acting.name,
             tls=tls,
             api=api,
+            resumable=node.resumable,
             cluster=node.cluster,
             index=index,
             metrics=lambda: {**node_metrics(node.cluster, index), **node.scrub.metrics, **traffic.metrics},

@@ -18,6 +18,7 @@ from securifile.model.ids import AttemptId, EntryId, Position
 from securifile.model.proofs import Proof, Report
 from securifile.model.roles import Role
 from securifile.model.servers import Status
+from securifile.model.staged import Note, StagedUpload
 
 
 @attrs.frozen(kw_only=True)
@@ -503,6 +504,76 @@ class BlobFollows:
     """The bytes follow as a stream; the whole blob is `size` long."""
 
     size: int
+
+
+# --- resumable uploads (feature `resumable`): decision 15 ---
+
+
+@attrs.frozen(kw_only=True)
+class AppendBlob:
+    """On a bulk connection: bytes of a resumable upload from `offset` on follow as a stream. Answered by `BlobAppended`.
+
+    When the stream breaks, what has come is kept, unless it is `checked`.
+    """
+
+    upload: StagedUpload
+    offset: int
+    """Not beyond what is there already; what is there is passed over."""
+    length: int | None = None
+    """Of the whole, if it is known by now."""
+    checked: bool = False
+    """The end of the stream says that its checksum is right; nothing of it counts before."""
+
+
+@attrs.frozen(kw_only=True)
+class BlobAppended:
+    """Everything before `offset` is durable here."""
+
+    offset: int
+
+
+@attrs.frozen(kw_only=True)
+class UploadLook:
+    """How far is this upload with you? Ends an append that is under way. Answered by `UploadFound`."""
+
+    attempt: AttemptId
+
+
+@attrs.frozen(kw_only=True)
+class UploadFound:
+    """What is durable here; None: nothing is known of it."""
+
+    upload: StagedUpload | None = None
+    note: Note | None = None
+    sealed: bool = False
+    """It is, or was, a staged blob."""
+
+
+@attrs.frozen(kw_only=True)
+class UploadCatchUp:
+    """Fetch what you lack of this upload before `offset` from `source` (None: there is nothing yet). Answered by `BlobAppended`."""
+
+    upload: StagedUpload
+    offset: int
+    length: int | None
+    source: str | None
+
+
+@attrs.frozen(kw_only=True)
+class UploadSeal:
+    """Make a staged blob of it. Answered by `BlobStored`; again, if it is one already."""
+
+    attempt: AttemptId
+    file: EntryId
+    version: int
+    size: int
+
+
+@attrs.frozen(kw_only=True)
+class UploadDrop:
+    """Forget it; a blob that it became stays. Answered by `Done`."""
+
+    attempt: AttemptId
 
 
 # --- errors ---

@@ -464,7 +464,13 @@ class SimulatedCluster:
             archives=node.archives,
         )
         app = node_app(
-            name=machine.name, tls=False, api=api, cluster=node.cluster, index=index, metrics=lambda: node_metrics(node.cluster, index)
+            name=machine.name,
+            tls=False,
+            api=api,
+            resumable=node.resumable,
+            cluster=node.cluster,
+            index=index,
+            metrics=lambda: node_metrics(node.cluster, index),
         )
         self._listen(life, HTTP_PORT, http_factory(app, clock, HttpLimits(), wall=clock.wall))
 

@@ -432,7 +432,7 @@ def test_a_peer_that_meets_a_bad_block_has_it_reported() -> None:
     world = World()
     world.put(1, 3 * BLOCK_BYTES)
     world.blobs.damage(attempt(1), BLOCK_BYTES)
-    peers = PeerBlobs(world.blobs, world.quarantine.suspect)
+    peers = PeerBlobs(world.blobs, cast(Any, None), world.quarantine.suspect)
     _, source = now(peers.fetch(PEER, m.FetchBlob(attempt=attempt(1))))
     assert len(now(source.read())) == BLOCK_BYTES
     failed: list[Any] = []

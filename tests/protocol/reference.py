@@ -11,7 +11,7 @@ from enum import Enum
 from pathlib import Path
 from types import ModuleType
 
-from securifile.model import digests, entries, facts, proofs, roles, servers
+from securifile.model import digests, entries, facts, proofs, roles, servers, staged
 from securifile.model import settings as cluster_settings
 from securifile.protocol import messages
 from securifile.protocol.connection import diagram
@@ -22,6 +22,7 @@ _VALUES: list[tuple[ModuleType, tuple[str, ...] | None]] = [
     (facts, None),
     (entries, ("Version", "Copy", "Sidecar")),
     (proofs, ("Proof", "BadCopy", "Report")),
+    (staged, None),
     (cluster_settings, ("ClusterSettings",)),
 ]
 _ENUMS: list[type[Enum]] = [servers.ServerKind, servers.Status, roles.Role, digests.DigestAlgorithm, proofs.Verdict]
