@@ -18,11 +18,13 @@ class Code(StrEnum):
     BAD_PATH = "bad-path"
     BAD_JSON = "bad-json"
     BAD_DIGEST = "digest-mismatch"
+    BAD_CHECKSUM = "checksum-mismatch"
     BAD_CREDENTIALS = "bad-credentials"
     NO_CREDENTIALS = "no-credentials"
     ACCOUNT_CLOSED = "account-closed"
     FORBIDDEN = "forbidden"
     NOT_FOUND = "not-found"
+    GONE = "gone"
     METHOD_NOT_ALLOWED = "method-not-allowed"
     CONFLICT = "conflict"
     EXISTS = "exists"
@@ -33,6 +35,7 @@ class Code(StrEnum):
     KEY_REUSED = "idempotency-key-reused"
     LENGTH_REQUIRED = "length-required"
     TOO_LARGE = "too-large"
+    MEDIA_TYPE = "unsupported-media-type"
     RANGE = "range-not-satisfiable"
     EXPECTATION = "expectation-failed"
     TIMEOUT = "request-timeout"
@@ -103,12 +106,12 @@ class PeerUnreachable(Exception):
     """There is no connection to that server, or it was lost before the answer came."""
 
 
-class DeadlineExceeded(Exception):
-    """The peer did not answer within the time that the request was given."""
-
 class TurnedAway(PeerUnreachable):
     """That server knows of no such member of the cluster as this one."""
 
+
+class DeadlineExceeded(Exception):
+    """The peer did not answer within the time that the request was given."""
 
 
 class StreamBroken(Exception):

@@ -8,7 +8,7 @@ detector doubts it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, FirstError
@@ -32,6 +32,78 @@ LOST = (Refusal, StreamBroken, PeerUnreachable, DeadlineExceeded)
 """How a replica can fail."""
 
 
+class Leg(Protocol):
+    """One of several nodes that do the same."""
+
+    node: str
+    lost: bool
+
+    def abort(self) -> object:
+        """It does not matter any more."""
+
+
+L = TypeVar("L", bound=Leg)
+
+
+class Together:
+    """Does something with several nodes at once, and lets go of those that fail or are not available any more."""
+
+    _log = Logger()
+
+    def __init__(self, clock: IReactorTime, is_available: Callable[[str], bool]) -> None:
+        self._clock = clock
+        self._is_available = is_available
+
+    async def each(self, legs: Sequence[L], work: Callable[[L], Any]) -> None:
+        """Do it with every one that is not lost."""
+        working = [Deferred.fromCoroutine(self.guarded(leg, work)) for leg in legs if not leg.lost]
+        if len(working) == 1:
+            await working[0]
+        elif working:
+            together = DeferredList(working, fireOnOneErrback=True, consumeErrors=True)
+            try:
+                await together
+            except FirstError as first:
+                for one in working:
+                    one.cancel()
+                first.subFailure.raiseException()
+
+    async def guarded(self, leg: L, work: Callable[[L], Any]) -> None:
+        """Do it with one; it may be lost afterwards."""
+        try:
+            await work(leg)
+        except LOST as error:
+            self._log.info("{node} is lost to an upload: {problem}", node=leg.node, problem=str(error))
+            leg.lost = True
+            leg.abort()
+
+    async def while_available(self, node: str, waited: Deferred[T]) -> T:
+        """The result, or `PeerUnreachable` as soon as the node is not available any more."""
+        if waited.called:
+            return await waited
+        gone = False
+        timer: Any = None
+
+        def look() -> None:
+            nonlocal timer, gone
+            if self._is_available(node):
+                timer = self._clock.callLater(LOOK_S, look)
+            else:
+                gone = True
+                waited.cancel()
+
+        timer = self._clock.callLater(LOOK_S, look)
+        try:
+            return await waited
+        except (CancelledError, *LOST) as error:
+            if gone:
+                raise PeerUnreachable(f"{node} does not answer heartbeats") from error
+            raise
+        finally:
+            if timer.active():
+                timer.cancel()
+
+
 @attrs.define(kw_only=True)
 class _Leg:
     """One replica of the upload."""
@@ -39,6 +111,11 @@ class _Leg:
     node: str
     transfer: OutgoingTransfer | None = None
     lost: bool = False
+
+    def abort(self) -> None:
+        """Break its transfer off."""
+        if self.transfer is not None:
+            self.transfer.abort()
 
 
 class Fanout:
@@ -60,9 +137,8 @@ class Fanout:
         writer: this node's own `IBlobWriter` of the same blob.
         replacement: another node for a replica, none of those given; None when there is none.
         """
-        self._clock = clock
         self._pool = pool
-        self._is_available = is_available
+        self._together = Together(clock, is_available)
         self._request = request
         self._writer = writer
         self._replacement = replacement
@@ -74,12 +150,12 @@ class Fanout:
         """Connect to the replicas, in order of priority. One that cannot be reached is replaced at the end."""
         self._legs = [_Leg(node=node) for node in nodes]
         self._tried = list(nodes)
-        await self._each(self._open)
+        await self._together.each(self._legs, self._open)
 
     async def write(self, data: bytes) -> None:
         """Send a chunk everywhere; returns when everybody wants more."""
         await self._writer.write(data)
-        await self._each(lambda leg: self._send(leg, data))
+        await self._together.each(self._legs, lambda leg: self._send(leg, data))
 
     async def finish(self, summary: BlobSummary) -> tuple[Copy, ...]:
         """The replicas, in order of priority, durable where they said so; the lost ones replaced as far as possible.
@@ -87,7 +163,7 @@ class Fanout:
         Args:
             summary: what this node's own copy turned out to be; a replica that computed another digest does not count.
         """
-        await self._each(lambda leg: self._complete(leg, summary))
+        await self._together.each(self._legs, lambda leg: self._complete(leg, summary))
         for leg in self._legs:
             while leg.lost:
                 other = self._replacement(self._tried)
@@ -102,41 +178,18 @@ class Fanout:
     def abort(self) -> None:
         """Break all transfers off."""
         for leg in self._legs:
-            if leg.transfer is not None:
-                leg.transfer.abort()
-
-    async def _each(self, work: Callable[[_Leg], Any]) -> None:
-        working = [Deferred.fromCoroutine(self._guarded(leg, work)) for leg in self._legs if not leg.lost]
-        if len(working) == 1:
-            await working[0]
-        elif working:
-            together = DeferredList(working, fireOnOneErrback=True, consumeErrors=True)
-            try:
-                await together
-            except FirstError as first:
-                for one in working:
-                    one.cancel()
-                first.subFailure.raiseException()
-
-    async def _guarded(self, leg: _Leg, work: Callable[[_Leg], Any]) -> None:
-        try:
-            await work(leg)
-        except LOST as error:
-            self._log.info("replica {node} is lost: {problem}", node=leg.node, problem=str(error))
-            leg.lost = True
-            if leg.transfer is not None:
-                leg.transfer.abort()
+            leg.abort()
 
     async def _open(self, leg: _Leg) -> None:
-        leg.transfer = await self._while_available(leg, Deferred.fromCoroutine(self._pool.store(leg.node, self._request)))
+        leg.transfer = await self._together.while_available(leg.node, Deferred.fromCoroutine(self._pool.store(leg.node, self._request)))
 
     async def _send(self, leg: _Leg, data: bytes) -> None:
         assert leg.transfer is not None
-        await self._while_available(leg, leg.transfer.write(data))
+        await self._together.while_available(leg.node, leg.transfer.write(data))
 
     async def _complete(self, leg: _Leg, summary: BlobSummary) -> None:
         assert leg.transfer is not None
-        stored: BlobStored = await self._while_available(leg, leg.transfer.finish(FINISH_S))
+        stored: BlobStored = await self._together.while_available(leg.node, leg.transfer.finish(FINISH_S))
         if (stored.size, stored.digest) != (summary.size, summary.digest):
             raise StreamBroken(f"{leg.node} stored {stored.size} bytes with another digest")
 
@@ -151,30 +204,4 @@ class Fanout:
                 source.close()
             await self._complete(leg, summary)
 
-        await self._guarded(leg, again)
-
-    async def _while_available(self, leg: _Leg, waited: Deferred[T]) -> T:
-        """The result, or `PeerUnreachable` as soon as the replica is not available any more."""
-        if waited.called:
-            return await waited
-        gone = False
-        timer: Any = None
-
-        def look() -> None:
-            nonlocal timer, gone
-            if self._is_available(leg.node):
-                timer = self._clock.callLater(LOOK_S, look)
-            else:
-                gone = True
-                waited.cancel()
-
-        timer = self._clock.callLater(LOOK_S, look)
-        try:
-            return await waited
-        except (CancelledError, *LOST) as error:
-            if gone:
-                raise PeerUnreachable(f"{leg.node} does not answer heartbeats") from error
-            raise
-        finally:
-            if timer.active():
-                timer.cancel()
+        await self._together.guarded(leg, again)

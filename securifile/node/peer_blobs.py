@@ -9,18 +9,20 @@ from twisted.python.failure import Failure
 
 from securifile.model.errors import BlobExists, Code, CorruptBlock, DiskFull, NoSuchBlob, Refusal, StreamBroken
 from securifile.model.ids import AttemptId
+from securifile.node.staged import StagedUploads
 from securifile.protocol.connection import PeerIdentity
-from securifile.protocol.messages import BlobFollows, BlobStored, FetchBlob, StoreBlob
+from securifile.protocol.messages import AppendBlob, BlobAppended, BlobFollows, BlobStored, FetchBlob, StoreBlob
 
 
 class PeerBlobs:
     """The `BulkHandlers` of a node."""
 
-    def __init__(self, blobs: Any, suspect: Callable[[AttemptId, str], None]) -> None:
+    def __init__(self, blobs: Any, staged: StagedUploads, suspect: Callable[[AttemptId, str], None]) -> None:
         """Args:
         suspect: told of a blob in which a bad block was found, and what was found.
         """
         self._blobs = blobs
+        self._staged = staged
         self._suspect = suspect
 
     async def store(self, peer: PeerIdentity, request: StoreBlob, source: Any) -> BlobStored:
@@ -47,14 +49,33 @@ class PeerBlobs:
         """Give a blob, or a part of it. Every block is checked; a rotten one breaks the stream."""
         try:
             reader = await self._blobs.open(request.attempt)
-        except NoSuchBlob as error:
-            raise Refusal(Code.NOT_FOUND, f"there is no blob {request.attempt} here") from error
+        except NoSuchBlob:
+            return await self._fetch_staged(request)
         except CorruptBlock as error:
             self._suspect(request.attempt, str(error))
             raise Refusal(Code.NOT_FOUND, f"the blob {request.attempt} is damaged here") from error
         stop = reader.size if request.stop is None else min(request.stop, reader.size)
         start = min(request.start, stop)
         return BlobFollows(size=reader.size), _Given(reader, reader.source(start, stop), lambda why: self._suspect(request.attempt, why))
+
+    async def _fetch_staged(self, request: FetchBlob) -> tuple[BlobFollows, Any]:
+        """What is certain of an upload that has not become a blob yet."""
+        try:
+            size, source = await self._staged.read(request.attempt, request.start, request.stop)
+        except NoSuchBlob as error:
+            raise Refusal(Code.NOT_FOUND, f"there is no blob {request.attempt} here") from error
+        return BlobFollows(size=size), source
+
+    async def append(self, peer: PeerIdentity, request: AppendBlob, source: Any) -> BlobAppended:
+        """Take a part of a resumable upload; answered when it is durable. What has come before the stream broke is kept."""
+        append = await self._staged.begin(request.upload, request.offset, length=request.length, checked=request.checked)
+        try:
+            while data := await source.read():
+                await append.write(data)
+            return BlobAppended(offset=await append.finish())
+        except BaseException:
+            await append.abort()
+            raise
 
 
 class _Given:

@@ -20,7 +20,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from securifile.model.entries import BlobSummary, Sidecar
+from securifile.model.entries import BlobSummary, Sidecar, Space
 from securifile.model.errors import Code, CorruptBlock, DiskFull, NoSuchBlob, Refusal, StreamBroken
 from securifile.model.ids import AttemptId, EntryId
 from securifile.model.interfaces import IByteSource, IWorker
@@ -179,6 +179,11 @@ class StagedUploads:
                 raise Refusal(Code.DISK_FULL, str(error)) from error
             self._rest(one)
         return one
+
+    def space(self) -> Deferred[Space]:
+        """Storage of this node; see `IBlobStore`."""
+        found: Deferred[Space] = self._blobs.space()
+        return found
 
     def expiry(self) -> float:
         """When what is touched now expires."""

@@ -54,6 +54,9 @@ OUTCOME_S = 10.0
 
 OUTCOME_AGAIN_S = 0.2
 
+Header = Callable[[str], str | None]
+"""Gives a header of a request by its name in small letters."""
+
 QUOTA_LOOK_BYTES = 8 * 1024 * 1024
 """How often the quota is looked at while a body of unknown length comes: what it may be exceeded by for a moment."""
 
@@ -131,16 +134,16 @@ class Uploads:
         answered = await self._answered_before(access, asked, target)
         if answered is not None:
             return answered
-        plan = await self._plan(request, access, target)
+        plan = await self.plan(request.header, access, target)
         elsewhere = await self._judge(request, access, target, plan, asked)
         if elsewhere is not None:
             return elsewhere
         attempt = AttemptId(self._random(16))
-        first = self._first_granter(plan)
+        first = self.first_granter(plan)
         lock = await self._cluster.locks.take(plan.lock, attempt, access.signed_in.username, first)
         self.under_way.add(attempt)
         try:
-            fixed = await self._plan(request, access, target)
+            fixed = await self.plan(request.header, access, target)
             if fixed.lock != plan.lock:
                 raise Refusal(Code.CONFLICT, "Someone else created or deleted this path at the same time. Look at it, then upload again.")
             committed = await self._make(request, access, fixed, asked, attempt)
@@ -150,7 +153,7 @@ class Uploads:
         await self._acting.spread(committed.position, committed.facts)
         return self._answer(access, committed, target)
 
-    def _first_granter(self, plan: Plan) -> str:
+    def first_granter(self, plan: Plan) -> str:
         """Whose lease comes first: the acting origin's, even when this node relays, so that two starters ask the same one."""
         if plan.before is not None:
             return next(iter(serving_order(plan.before.version, self._cluster.is_available)), self._name)
@@ -191,8 +194,8 @@ class Uploads:
         await self._acting.spread(outcome.committed.position, outcome.committed.facts)
         return self._answer(access, outcome.committed, target)
 
-    async def _plan(self, request: Request, access: Access, target: Target) -> Plan:
-        """What the upload would become now, if the person may and the preconditions hold. Raises `Refusal`."""
+    async def plan(self, header: Header, access: Access, target: Target) -> Plan:
+        """What an upload with these headers would become now, if the person may and the preconditions hold. Raises `Refusal`."""
         where, role = await self._lookup.look(access, target)
         entry = where.entry
         if isinstance(entry, Folder):
@@ -214,7 +217,7 @@ class Uploads:
             plan = Plan(owner=entry.owner, parent=entry.parent, name=entry.name, file=entry.id, before=entry, lock=entry.id.value)
             check_ticket(access.signed_in, entry.id, plan.number)
         etag = None if plan.before is None else etag_of(plan.before.id, plan.before.version.number)
-        if evaluate(parse_preconditions(request.header), "PUT", etag) is not Verdict.PROCEED:
+        if evaluate(parse_preconditions(header), "PUT", etag) is not Verdict.PROCEED:
             raise Refusal(Code.PRECONDITION_FAILED, "The precondition does not hold.")
         return plan
 
@@ -222,7 +225,7 @@ class Uploads:
         """Refuse or redirect; None when the upload is to be taken here."""
         if not self._acting.has_catalogue():
             raise no_catalogue()
-        await self._check_quota(plan, asked.size or 0)
+        await self.check_quota(plan, asked.size or 0)
         caller = access.signed_in
         if plan.before is not None:
             order = serving_order(plan.before.version, self._cluster.is_available)
@@ -235,7 +238,7 @@ class Uploads:
                 )
             if order[0] != self._name and not asked.relay:
                 return self._redirector.to(request, caller, target, node=order[0], file=plan.before.id, version=plan.number)
-        self._check_majority()
+        self.check_majority()
         needed = self._cluster.roster.settings.copies_needed
         size = asked.size or 0
         with_room = [node for node, available in self._cluster.room.items() if available >= size]
@@ -255,7 +258,7 @@ class Uploads:
             raise Refusal(Code.DISK_FULL, "This node's disk has no room for that. Upload through another node.", node=self._name)
         return None
 
-    def _check_majority(self) -> None:
+    def check_majority(self) -> None:
         """Refuse early what could not be answered: too few nodes can be told of a new version (`model/spreading.py`)."""
         admitted = self._cluster.roster.admitted
         reachable = sum(self._cluster.is_available(name) for name in admitted)
@@ -268,7 +271,8 @@ class Uploads:
                 nodes=len(admitted),
             )
 
-    async def _check_quota(self, plan: Plan, size: int) -> None:
+    async def check_quota(self, plan: Plan, size: int) -> None:
+        """Refuse a size that the owner's quota has no room for."""
         owner = await self._acting.read(lambda sql: directory.person(sql, plan.owner))
         if owner is None or owner.quota_bytes is None:
             return
@@ -327,20 +331,20 @@ class Uploads:
     async def _stream(self, request: Request, access: Access, asked: Asked, fanout: Fanout, writer: Any, plan: Plan) -> BlobSummary:
         checks = {algorithm: algorithm.hasher() for algorithm in asked.digests if algorithm != self._cluster.roster.settings.digest}
         reasons: list[str] = []
-        transfer = self._transfer(request, access, plan, reasons)
+        transfer = self.watch(request, access, plan, reasons)
         with self._transfers.watched(transfer):
             if self._transfers.changed_at >= request.begun_at:
                 # Since the rights were judged nobody watched: the lock and the replicas may have taken seconds.
                 await transfer.check()
             looked_at = 0
-            while data := await self._read(request, reasons):
+            while data := await self.read_body(request, reasons):
                 for hasher in checks.values():
                     hasher.update(data)
                 await fanout.write(data)
                 if asked.size is None and writer.received - looked_at >= QUOTA_LOOK_BYTES:
                     # Nobody said how much will come: an endless body must not fill the disks first and be refused then.
                     looked_at = writer.received
-                    await self._check_quota(plan, looked_at)
+                    await self.check_quota(plan, looked_at)
         access.bytes = writer.received
         summary: BlobSummary = await writer.finish(plan.file, plan.number)
         for algorithm, expected in asked.digests.items():
@@ -352,7 +356,7 @@ class Uploads:
                 )
         return summary
 
-    def _transfer(self, request: Request, access: Access, plan: Plan, reasons: list[str]) -> Transfer:
+    def watch(self, request: Request, access: Access, plan: Plan, reasons: list[str]) -> Transfer:
         """The upload as it is watched: cut off when the right to it ends, with the reason in `reasons`."""
         entry, action = (plan.parent, Action.CREATE) if plan.before is None else (plan.file, Action.MODIFY)
 
@@ -373,7 +377,8 @@ class Uploads:
         # A moment without standing ends no upload: whether this node is running is judged at the commit.
         return Transfer(entry=entry, check=check, cut=cut, has_ended=has_ended, needs_standing=False)
 
-    async def _read(self, request: Request, reasons: list[str]) -> bytes:
+    async def read_body(self, request: Request, reasons: list[str]) -> bytes:
+        """The next bytes; a `Refusal` when `watch` has cut the upload off, and said why in `reasons`."""
         try:
             data: bytes = await request.body.read()
         except StreamBroken:

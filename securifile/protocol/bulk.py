@@ -1,6 +1,7 @@
 """Blobs between servers: one transfer at a time on a connection of its own, so that no heartbeat waits behind a gigabyte.
 
     store    client  StoreBlob, data..., end  -->            <-- BlobStored          server
+    append   client  AppendBlob, data..., end -->            <-- BlobAppended        server
     fetch    client  FetchBlob                -->            <-- BlobFollows, data..., end
 
 TCP is the flow control. Who sends waits (`write` is a Deferred) while the transport's buffer is full; who receives stops reading from the
@@ -26,6 +27,7 @@ from securifile.model.errors import Code, DeadlineExceeded, PeerUnreachable, Ref
 from securifile.model.interfaces import IByteSink, IByteSource
 from securifile.model.servers import HostPort
 from securifile.protocol.connection import (
+    RESUMABLE,
     AbortReceived,
     AnswerReceived,
     Connection,
@@ -40,7 +42,7 @@ from securifile.protocol.connection import (
     State,
 )
 from securifile.protocol.frames import DATA_BYTES_MAX
-from securifile.protocol.messages import BlobFollows, BlobStored, FetchBlob, Refused, StoreBlob
+from securifile.protocol.messages import AppendBlob, BlobAppended, BlobFollows, BlobStored, FetchBlob, Refused, StoreBlob
 from securifile.protocol.rpc import refusal_from, refused_from
 from securifile.protocol.wire import Connector, Identify, NotAcceptable, Traffic, Wire, claimed, open_wire
 
@@ -63,6 +65,9 @@ class BulkHandlers(Protocol):
 
         `source.read` raises `StreamBroken` when the sender aborts or goes away: leave nothing behind then.
         """
+
+    async def append(self, peer: PeerIdentity, request: AppendBlob, source: Any) -> BlobAppended:
+        """As `store`, for a part of a resumable upload."""
 
     async def fetch(self, peer: PeerIdentity, request: FetchBlob) -> tuple[BlobFollows, Any]:
         """The blob's size and an `IByteSource` of the range. A `Refusal` refuses it."""
@@ -298,7 +303,7 @@ class BulkServer:
             work.cancel()
 
     def _begin(self, event: RequestReceived) -> None:
-        if isinstance(event.message, StoreBlob):
+        if isinstance(event.message, StoreBlob | AppendBlob):
             self._incoming = _Incoming(self._wire, self._stall_s, lambda: None)
             work = self._store(event.id, event.message, self._incoming)
         else:
@@ -306,12 +311,15 @@ class BulkServer:
         self._work = Deferred.fromCoroutine(work)
         self._work.addErrback(self._failed)
 
-    async def _store(self, number: int, request: StoreBlob, incoming: _Incoming) -> None:
-        answer: BlobStored | Refused
+    async def _store(self, number: int, request: StoreBlob | AppendBlob, incoming: _Incoming) -> None:
+        answer: BlobStored | BlobAppended | Refused
         try:
             if self._handlers is None:
                 raise Refusal(Code.UNKNOWN_MESSAGE, "this server keeps no blobs")
-            answer = await self._handlers.store(self._wire.identity, request, incoming)
+            if isinstance(request, StoreBlob):
+                answer = await self._handlers.store(self._wire.identity, request, incoming)
+            else:
+                answer = await self._handlers.append(self._wire.identity, request, incoming)
             if self._wire.connection.state is State.UPLOADING:
                 raise RuntimeError("the handler did not read the stream to its end")
         except Exception as error:
@@ -389,7 +397,7 @@ class _BulkClient:
         """Whether another transfer can be made."""
         return self.wire.usable and self.wire.connection.state is State.IDLE
 
-    def begin(self, message: StoreBlob | FetchBlob, outgoing: _Outgoing | None, incoming: _Incoming | None) -> Deferred[Any]:
+    def begin(self, message: StoreBlob | AppendBlob | FetchBlob, outgoing: _Outgoing | None, incoming: _Incoming | None) -> Deferred[Any]:
         """Ask; fires with the answer, fails with `Refusal` or `StreamBroken`."""
         self._outgoing, self._incoming = outgoing, incoming
         if outgoing is not None:
@@ -451,8 +459,11 @@ class _BulkClient:
 class OutgoingTransfer:
     """A blob on its way to another server."""
 
-    def __init__(self, client: _BulkClient, request: StoreBlob, stall_s: float, give_back: Callable[[_BulkClient], None]) -> None:
+    def __init__(
+        self, client: _BulkClient, request: StoreBlob | AppendBlob, stall_s: float, give_back: Callable[[_BulkClient], None]
+    ) -> None:
         self._client = client
+        self._answers = BlobStored if isinstance(request, StoreBlob) else BlobAppended
         self._give_back = give_back
         self._outgoing = _Outgoing(client.wire, stall_s)
         self._done = False
@@ -469,8 +480,8 @@ class OutgoingTransfer:
         """
         return self._outgoing.write(data)
 
-    def finish(self, timeout_s: float) -> Deferred[BlobStored]:
-        """The blob is complete; what the server made of it.
+    def finish(self, timeout_s: float) -> Deferred[Any]:
+        """The blob, or the part of an upload, is complete; what the server made of it: `BlobStored` or `BlobAppended`.
 
         Raises:
             Refusal: it is not stored there.
@@ -523,7 +534,7 @@ class OutgoingTransfer:
         if finishing is not None:
             if isinstance(result, Failure):
                 finishing.errback(result)
-            elif isinstance(result, BlobStored):
+            elif isinstance(result, self._answers):
                 finishing.callback(result)
             else:
                 finishing.errback(StreamBroken(f"an answer of the wrong kind: {type(result).__name__}"))
@@ -583,6 +594,14 @@ class BulkPool:
     async def store(self, server_name: str, request: StoreBlob) -> OutgoingTransfer:
         """Begin to send a blob to a server. Raises `PeerUnreachable`."""
         client = await self._client(server_name)
+        return OutgoingTransfer(client, request, self._stall_s, self._give_back)
+
+    async def append(self, server_name: str, request: AppendBlob) -> OutgoingTransfer:
+        """Begin to send a part of a resumable upload. Raises `PeerUnreachable`, also when that server's release has none."""
+        client = await self._client(server_name)
+        if RESUMABLE not in client.wire.connection.features:
+            self._give_back(client)
+            raise PeerUnreachable(f"{server_name} knows no resumable uploads: update it first")
         return OutgoingTransfer(client, request, self._stall_s, self._give_back)
 
     async def fetch(self, server_name: str, request: FetchBlob, timeout_s: float) -> tuple[BlobFollows, IByteSource]:

@@ -20,7 +20,7 @@ from securifile.model.errors import Code
 from securifile.model.servers import ServerKind, check_server_name
 from securifile.protocol.codec import CodecError, UnknownMessage, decode, decode_plain, encode, encode_plain
 from securifile.protocol.frames import Frame, FrameDecoder, FrameKind, FrameLimits, encode_frame
-from securifile.protocol.messages import Message, Refused, StoreBlob
+from securifile.protocol.messages import AppendBlob, Message, Refused, StoreBlob
 
 MAGIC = b"SecuriFile\r\n"
 """Begins every hello; the line end shows when something on the way treats the stream as text."""
@@ -28,6 +28,11 @@ MAGIC = b"SecuriFile\r\n"
 VERSION = 1
 VERSION_MIN = max(1, VERSION - 1)
 """Version N and N-1 are spoken, so that a cluster can be upgraded one server after the other."""
+
+RESUMABLE = "resumable"
+"""The feature: takes `AppendBlob`. A server that does not know it would take the stream that follows for a breach of the protocol."""
+FEATURES = frozenset({RESUMABLE})
+"""Optional abilities of this release."""
 
 _ID = struct.Struct(">I")
 _ID_MAX = 2**32 - 1
@@ -78,7 +83,7 @@ class Hello:
     name: str = attrs.field(validator=_can_be_a_name)
     purpose: Purpose
     features: tuple[str, ...] = ()
-    """Names of optional abilities; one is used only when both have it. None are defined in version 1."""
+    """Names of optional abilities; one is used only when both have it."""
 
     @property
     def identity(self) -> PeerIdentity:
@@ -335,7 +340,7 @@ class Connection:
         purpose: Purpose | None = None,
         *,
         versions: tuple[int, int] = (VERSION_MIN, VERSION),
-        features: frozenset[str] = frozenset(),
+        features: frozenset[str] = FEATURES,
         limits: ConnectionLimits | None = None,
     ) -> None:
         if (side is Side.CLIENT) != (purpose is not None):
@@ -573,7 +578,7 @@ class Connection:
     def _request_act(self, message: Message | None) -> Act:
         if self.purpose is not Purpose.BULK:
             return Act.REQUEST
-        return Act.STORE if isinstance(message, StoreBlob) else Act.FETCH
+        return Act.STORE if isinstance(message, StoreBlob | AppendBlob) else Act.FETCH
 
     def _answer_act(self, message: Message, state: State) -> Act:
         if self.purpose is not Purpose.BULK:

@@ -1,0 +1,136 @@
+"""Resumable uploads (tus 1.0) on real processes: by hand, with the clients that people use, and while anything is killed."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from urllib.parse import urlsplit
+
+from securifile.local.asking import Http, Response
+from securifile.local.cluster import LocalCluster
+from tests.processes.actions import MIB, get, noise, sha256
+
+UPLOADS = "/api/v1/uploads"
+
+
+def encoded(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
+
+
+def tus(http: Http, method: str, url: str, body: bytes | None = None, **headers: object) -> Response:
+    """A request in the words of the protocol."""
+    sent = {"Tus-Resumable": "1.0.0", **{name.replace("_", "-"): str(value) for name, value in headers.items()}}
+    if body is not None:
+        sent.setdefault("Content-Type", "application/offset+octet-stream")
+    answer = http.request(method, url, body, sent)
+    assert answer.headers["Tus-Resumable"] == "1.0.0"
+    return answer
+
+
+def create(http: Http, path: str | None, length: int | None, body: bytes | None = None, **headers: object) -> str:
+    """Create an upload; its URL."""
+    said: dict[str, object] = {"Upload_Defer_Length": 1} if length is None else {"Upload_Length": length}
+    if path is not None:
+        said["Upload_Metadata"] = f"path {encoded(path)}"
+    answer = tus(http, "POST", UPLOADS, body, **{**said, **headers}).must(201)
+    return urlsplit(str(answer.headers["Location"])).path
+
+
+def patch(http: Http, url: str, offset: int, data: bytes, **headers: object) -> Response:
+    return tus(http, "PATCH", url, data, Upload_Offset=offset, **headers)
+
+
+def offset_of(http: Http, url: str) -> int:
+    return int(str(tus(http, "HEAD", url).must(200).headers["Upload-Offset"]))
+
+
+def test_an_upload_goes_on_through_any_node(cluster: LocalCluster) -> None:
+    """Created at one node, each chunk sent to another; complete, it is a version like any other, and every node tells so."""
+    data = noise(3 * MIB, "any node")
+    nodes = list(cluster.nodes)
+    url = create(cluster.http(nodes[0], "alice"), "alice/any-node", len(data))
+    at = 0
+    while at < len(data):
+        http = cluster.http(nodes[at // MIB % len(nodes) + 1], "alice")
+        assert offset_of(http, url) == at
+        answer = patch(http, url, at, data[at : at + MIB]).must(204)
+        at += MIB
+        assert int(answer.headers["Upload-Offset"]) == at
+    assert answer.headers["Content-Location"] == "/api/v1/files/alice/any-node"
+    for node in nodes:
+        found = get(cluster.http(node, "alice"), "alice/any-node").must(200)
+        assert sha256(found.body) == sha256(data) and found.headers["ETag"] == answer.headers["ETag"]
+        assert offset_of(cluster.http(node, "alice"), url) == len(data)
+        told = cluster.http(node, "alice").request("GET", url).must(200).json()
+        assert told["file"]["digest"] == sha256(data) and told["file"]["copies"]["durable"] == 3
+
+
+def test_what_the_protocol_refuses(cluster: LocalCluster) -> None:
+    """Each refusal has the status that tus gives it, and changes nothing."""
+    http = cluster.http("node1", "alice")
+    assert http.request("OPTIONS", UPLOADS).must(204).headers["Tus-Version"] == "1.0.0"
+    url = create(http, "alice/refused", 10)
+    patch(http, url, 5, b"12345").must(409)
+    patch(http, url, 0, b"12345678901").must(413)
+    patch(http, url, 0, b"12345", Content_Type="text/plain").must(415)
+    patch(http, url, 0, b"12345", Upload_Checksum="sha1 AAAA").must(400)
+    tus(http, "PATCH", url, b"12345", Upload_Offset=0, Tus_Resumable="0.2.2").must(412)
+    wrong = base64.b64encode(hashlib.sha1(b"another").digest()).decode()
+    patch(http, url, 0, b"12345", Upload_Checksum=f"sha1 {wrong}").must(460)
+    tus(cluster.http("node2", "bob"), "HEAD", url).must(404)
+    tus(http, "HEAD", UPLOADS + "/" + "0" * 32).must(404)
+    assert offset_of(http, url) == 0
+    right = base64.b64encode(hashlib.sha1(b"12345").digest()).decode()
+    patch(http, url, 0, b"12345", Upload_Checksum=f"sha1 {right}").must(204)
+    assert offset_of(cluster.http("node3", "alice"), url) == 5
+    tus(cluster.http("node4", "alice"), "DELETE", url).must(204)
+    tus(http, "HEAD", url).must(404, 410)
+    patch(http, url, 5, b"12345").must(404, 410)
+    get(http, "alice/refused").must(404)
+
+
+def test_length_told_later_and_everything_at_once(cluster: LocalCluster) -> None:
+    """An upload whose length is told with the last chunk; one that is complete with its creation; and an empty one."""
+    http = cluster.http("node1", "alice")
+    url = create(http, "alice/later", None)
+    patch(http, url, 0, b"12345").must(204)
+    answer = tus(cluster.http("node2", "alice"), "HEAD", url).must(200)
+    assert answer.headers["Upload-Defer-Length"] == "1" and "Upload-Length" not in answer.headers
+    patch(cluster.http("node3", "alice"), url, 5, b"678", Upload_Length=8).must(204)
+    assert get(http, "alice/later").must(200).body == b"12345678"
+    create(http, "alice/at-once", 5, b"12345")
+    assert get(http, "alice/at-once").must(200).body == b"12345"
+    create(http, "alice/empty", 0)
+    assert get(http, "alice/empty").must(200).body == b""
+
+
+def test_the_precondition_of_the_creation_holds_at_the_end(cluster: LocalCluster) -> None:
+    """What was to be new and was made by another meanwhile is refused at the end, and stays as the other made it."""
+    http = cluster.http("node1", "alice")
+    url = create(http, "alice/once", 4, If_None_Match="*")
+    patch(http, url, 0, b"12").must(204)
+    create(cluster.http("node2", "alice"), "alice/once", 5, b"other")
+    patch(http, url, 2, b"34").must(412)
+    assert get(http, "alice/once").must(200).body == b"other"
+    tus(http, "POST", UPLOADS, Upload_Length=4, Upload_Metadata=f"path {encoded('alice/once')}", If_None_Match="*").must(412)
+
+
+def test_parts_become_one(cluster: LocalCluster) -> None:
+    """Partial uploads sent to several nodes become one file in the order asked for; asking twice makes one version."""
+    pieces = [noise(size, size) for size in (300_000, 0, 1_000_001)]
+    urls = []
+    for number, piece in enumerate(pieces):
+        http = cluster.http(f"node{number + 1}", "alice")
+        url = create(http, None, len(piece), Upload_Concat="partial")
+        if piece:
+            patch(http, url, 0, piece).must(204)
+        urls.append(url)
+    http = cluster.http("node4", "alice")
+    said = {"Upload_Concat": "final;" + " ".join(urls), "Upload_Metadata": f"path {encoded('alice/joined')}"}
+    first = tus(http, "POST", UPLOADS, **said).must(201)
+    again = tus(cluster.http("node5", "alice"), "POST", UPLOADS, **said).must(201)
+    assert first.headers["Location"] == again.headers["Location"] and first.headers["ETag"] == again.headers["ETag"]
+    found = tus(http, "HEAD", str(first.headers["Location"])).must(200)
+    assert found.headers["Upload-Concat"] == said["Upload_Concat"] and int(found.headers["Upload-Length"]) == 1_300_001
+    assert sha256(get(http, "alice/joined").must(200).body) == sha256(b"".join(pieces))
+    patch(http, str(first.headers["Location"]), 0, b"x").must(403)
