@@ -36,7 +36,7 @@ async def accept_epoch(context: Context) -> int:
 async def dismiss_left(context: Context) -> int:
     """Forget what was left to the administrator."""
     answer = await context.client.dismiss_left()
-    context.console.done(answer, f"{answer.get('dismissed')} things are forgotten.")
+    context.console.done(answer, f"Forgotten: {answer.get('dismissed')}.")
     return 0
 
 

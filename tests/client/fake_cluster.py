@@ -79,6 +79,7 @@ class FakeCluster:
         self.repaired: list[dict[str, Any]] = []
         """What a repair answers, each time it is asked for."""
         self.explained: dict[str, Any] = {}
+        self.epoch: dict[str, Any] = {}
         self.servers: list[FakeServer] = []
         self.seen: list[Seen] = []
         self.page = 100
@@ -348,6 +349,9 @@ class FakeServer(Resource):
 
     def _explain(self, request: Any, seen: Seen, rest: str, query: dict[str, str]) -> bytes:
         return answer(request, 200, {"path": unquote(rest), **self.cluster.explained})
+
+    def _epoch(self, request: Any, seen: Seen, rest: str, query: dict[str, str]) -> bytes:
+        return answer(request, 200, {"dismissed": len(self.cluster.epoch["left"])} if rest == "dismiss" else self.cluster.epoch)
 
     def _settings(self, request: Any, seen: Seen, rest: str, query: dict[str, str]) -> bytes:
         if seen.method == "PATCH":
