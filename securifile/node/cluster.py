@@ -291,7 +291,11 @@ class Cluster:
         link = self._links.get(peer.identity.name)
         if link is not None and not link.connected:
             link.hurry()
-        return m.HeartbeatAnswer(position=self._index.position, held_for=self.heartbeats.status_of(peer.identity.name))
+        server = self.roster.servers.get(peer.identity.name)
+        # Another life than the one that was admitted: not verified yet, or one of two processes with one identity.
+        is_another = server is not None and bool(server.boot and message.boot) and server.boot != message.boot
+        held_for = Status.DOWN if is_another else self.heartbeats.status_of(peer.identity.name)
+        return m.HeartbeatAnswer(position=self._index.position, held_for=held_for)
 
     async def _lease(self, peer: Peer, message: m.LeaseAsk) -> m.LeaseAnswer:
         return self.granter.ask(message, peer.identity.name)

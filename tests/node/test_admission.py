@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 
@@ -20,6 +20,7 @@ from securifile.model.servers import ServerKind, Status
 from securifile.node.cluster import BEHIND_S, Cluster
 from securifile.node.index import Index
 from securifile.protocol import messages as m
+from securifile.protocol.connection import PeerIdentity
 from securifile.sql.sqlite import SqliteDatabase, run_now
 
 BOOT = "this life"
@@ -51,6 +52,11 @@ class World:
             more_handlers=dict,
         )
         run_now(self.cluster.start())
+
+    async def answer(self, peer: Any, message: m.Heartbeat) -> m.HeartbeatAnswer:
+        """What it answers to a heartbeat."""
+        answer: m.HeartbeatAnswer = await maybeDeferred(self.cluster.handlers[m.Heartbeat], peer, message)
+        return answer
 
     def ask(self) -> list[Any]:
         """Ask to be admitted; the outcome, when there is one."""
@@ -154,11 +160,36 @@ def test_a_node_that_was_removed_says_so() -> None:
     assert [event["log_format"].split(":")[0] for event in seen] == ["this node, {node}, was removed from the cluster, as {by} says"]
 
 
+def test_another_life_than_the_one_that_was_admitted_is_held_for_down() -> None:
+    """Of two processes with one identity only one is the node: whoever it asks, the other one is told so, and loses its standing."""
+    world = World(lambda server, handlers: TurnedAwayLink())
+    other = attrs.evolve(server(Status.RUNNING), name="n2", boot="first")
+    run_now(world.index.apply_changes(1, [f.Change(revision=1, facts=(other,))]))
+    peer: Any = Asking("n2")
+    held = [
+        run_now(world.answer(peer, m.Heartbeat(position=Position(1, 1), boot=boot))).held_for for boot in ("first", "second", "first", "")
+    ]
+    assert held == [Status.RUNNING, Status.DOWN, Status.RUNNING, Status.RUNNING]
+
+
+@attrs.frozen
+class Asking:
+    """A peer of that name."""
+
+    name: str
+
+    @property
+    def identity(self) -> PeerIdentity:
+        """See `Peer`."""
+        return PeerIdentity(cluster="c", kind=ServerKind.NODE, name=self.name)
+
+
 class TurnedAwayLink:
     """A link to a server that is there, and does not know this node."""
 
     def __init__(self) -> None:
         self.connected = False
+        self.hurry: Callable[[], None] = lambda: None
         self.on_turned_away: Callable[[], bool] = lambda: False
 
     def start(self) -> None:
