@@ -364,6 +364,19 @@ class Members:
 
         await self._ledger.database.transact("keep heartbeats", write)
 
+    async def keep_own_heartbeat(self, name: str, at: float, position: Position) -> None:
+        """Write down that this admin server is there; whatever its clock showed before."""
+
+        async def write(sql: Any) -> None:
+            await sql.execute(
+                "INSERT INTO heartbeats (server, at, epoch, revision, used_bytes, available_bytes)"
+                " VALUES (:server, :at, :epoch, :revision, 0, 0) ON CONFLICT (server) DO UPDATE SET at = excluded.at,"
+                " epoch = excluded.epoch, revision = excluded.revision",
+                {"server": name, "at": at, "epoch": position.epoch, "revision": position.revision},
+            )
+
+        await self._ledger.database.transact("keep own heartbeat", write)
+
     async def last_heartbeats(self) -> dict[str, Seen]:
         """What was last written down of each server."""
 

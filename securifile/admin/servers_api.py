@@ -13,7 +13,7 @@ from securifile.admin.catalogue import Catalogue
 from securifile.admin.checks import Soundness
 from securifile.admin.members import Seen, check_addresses, check_hosts
 from securifile.admin.requests import administrator, name_in
-from securifile.admin.watch import Watch
+from securifile.admin.watch import ADMIN_SILENT_S, Watch
 from securifile.certificates.authority import Authority
 from securifile.certificates.identity import leaf_key
 from securifile.certificates.join import JoinToken
@@ -102,23 +102,28 @@ class ServersApi:
 
     def _server_json(self, server: Server, written: Mapping[str, Seen], sound: Mapping[str, Soundness]) -> dict[str, Any]:
         own = server.name == self._backend.name
+        is_node = server.kind is ServerKind.NODE
         seen = self._watch.seen.get(server.name) or written.get(server.name)
-        age_s = 0.0 if own else self._watch.age_of(server.name)
-        if age_s is None and seen is not None:
+        age_s = 0.0 if own else self._watch.age_of(server.name) if is_node else self._watch.admin_age_of(server.name)
+        status, since = server.status, server.since
+        if not is_node and not own and seen is not None and age_s is not None and age_s >= ADMIN_SILENT_S:
+            # Nobody judges admin servers: they meet in the database.
+            status, since = Status.DOWN, seen.at
+        if age_s is None and is_node and seen is not None:
             age_s = max(0.0, self._backend.wall() - seen.at)
         position = self._catalogue.ledger.position if own else None if seen is None else seen.position
         return {
             "name": server.name,
             "kind": server.kind.value,
-            "status": server.status.value,
-            "since": time_text(server.since),
+            "status": status.value,
+            "since": time_text(since),
             "offline": server.offline,
             "draining": server.draining,
             "verifying": server.name in self._watch.rejoins.under_way,
             "url": server.url,
             "protocol_address": server.protocol_address,
-            "used_bytes": None if seen is None else seen.used_bytes,
-            "available_bytes": None if seen is None else seen.available_bytes,
+            "used_bytes": seen.used_bytes if seen is not None and is_node else None,
+            "available_bytes": seen.available_bytes if seen is not None and is_node else None,
             "heartbeat_age_s": None if age_s is None else round(age_s, 3),
             "position": None if position is None else str(position),
             **self._soundness_json(sound.get(server.name)),

@@ -27,13 +27,16 @@ from securifile.model.facts import Change, Server
 from securifile.model.ids import BEGINNING, Position
 from securifile.model.matrix import in_doubt, judge
 from securifile.model.records import AuditRecord
-from securifile.model.servers import Status
+from securifile.model.servers import ServerKind, Status
 from securifile.protocol import messages as m
 from securifile.protocol.heartbeats import Heartbeats
 from securifile.protocol.rpc import Peer
 
 KEEP_S = 5.0
 """How often the last heartbeats are written down: for people who look at them, and for other admin servers."""
+
+ADMIN_SILENT_S = 3 * KEEP_S
+"""An admin server that has written down nothing of itself for so long is down, or has no database, which is the same to everybody."""
 
 SAMPLE_S = 60.0
 """A point of the storage series: 1440 a day and node, a hundred kilobytes."""
@@ -95,6 +98,8 @@ class Watch:
         self._position_before = catalogue.ledger.position
         """Where the catalogue was a heartbeat interval ago."""
         self._sampled_at: float | None = None
+        self._admins: dict[str, tuple[float, float]] = {}
+        """What each other admin server last wrote down of itself (its wall clock), and when that was new here (monotonic seconds)."""
         self._matrix_kept: dict[tuple[str, str], Status] = {}
         self._judging: Deferred[None] | None = None
         self._again = False
@@ -411,12 +416,25 @@ class Watch:
         if changed:
             await self._catalogue.members.keep_matrix(changed)
             self._matrix_kept.update(changed)
+        now = self._clock.seconds()
+        await self._catalogue.members.keep_own_heartbeat(self._name, self._wall(), self._catalogue.ledger.position)
+        for name, one in (await self._catalogue.members.last_heartbeats()).items():
+            server = self._catalogue.roster.servers.get(name)
+            if server is not None and server.kind is ServerKind.ADMIN and self._admins.get(name, (None, 0.0))[0] != one.at:
+                self._admins[name] = one.at, now
         if self._seen:
-            now = self._clock.seconds()
             sample = self._duty.is_ours and (self._sampled_at is None or now - self._sampled_at >= SAMPLE_S)
             await self._catalogue.members.keep_heartbeats(self._seen, sample=sample)
             if sample:
                 self._sampled_at = now
+
+    def admin_age_of(self, name: str) -> float | None:
+        """For how many seconds another admin server has written down nothing new of itself; None: it never did, as far as is known.
+
+        No two clocks are compared.
+        """
+        known = self._admins.get(name)
+        return None if known is None else self._clock.seconds() - known[1]
 
     def position_of(self, name: str) -> Position | None:
         """How far a node's index was at its last heartbeat."""

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
+import attrs
 import pytest
 import pytest_twisted
 from twisted.internet.defer import Deferred
 
 from securifile.admin.operations_api import ANSWER_S
+from securifile.admin.watch import ADMIN_SILENT_S
 from securifile.model.errors import PeerUnreachable
-from securifile.model.servers import Status
+from securifile.model.servers import ServerKind, Status
 from securifile.protocol import messages as m
 from tests.admin.asked_by_http import AskedByHttp
+from tests.admin.catalogues import node
 
 
 @pytest.fixture
@@ -141,3 +145,23 @@ async def test_a_copy_on_a_node_that_is_down_does_not_count(asked: AskedByHttp) 
     await asked.put("alice/a", "n1 n2")
     await asked.world.hold({"n2": Status.DOWN})
     assert asked.ask("DELETE /api/v1/servers/n1").status == 409
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_admin_server_that_stopped_is_shown_as_down(asked: AskedByHttp) -> None:
+    """Nobody judges admin servers; when one has written down nothing of itself for some time, the others say so."""
+    members = asked.world.catalogue.members
+    await members.put_admin(attrs.evolve(node("admin2"), kind=ServerKind.ADMIN, url="https://admin2", status=Status.RUNNING))
+
+    def shown() -> dict[str, Any]:
+        found: dict[str, Any] = asked.told("GET /api/v1/servers/admin2")
+        return found
+
+    await members.keep_own_heartbeat("admin2", asked.world.now, asked.world.catalogue.ledger.position)
+    await asked.admin.watch.keep()
+    assert (shown()["status"], shown()["used_bytes"]) == ("running", None)
+    asked.clock.advance(ADMIN_SILENT_S)
+    assert (shown()["status"], shown()["heartbeat_age_s"]) == ("down", ADMIN_SILENT_S)
+    await members.keep_own_heartbeat("admin2", asked.world.now + 1, asked.world.catalogue.ledger.position)
+    await asked.admin.watch.keep()
+    assert shown()["status"] == "running"

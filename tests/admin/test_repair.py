@@ -12,6 +12,7 @@ import pytest_twisted
 from twisted.internet.defer import Deferred
 
 from securifile.admin.failing import KEPT_S, FailingCopies
+from securifile.admin.ledger import Decision
 from securifile.admin.repair import COMING_MAX, Repair
 from securifile.model.entries import Copy
 from securifile.model.errors import Code, Refusal
@@ -86,6 +87,18 @@ class Repairing:
         await self.world.hold(dict.fromkeys(names, Status.DOWN))
         self.world.now += GRACE_S + 1
 
+    async def change(self, name: str, **more: Any) -> None:
+        """A node is so from now on."""
+        before = self.world.catalogue.roster.servers[name]
+        if all(getattr(before, key) == value for key, value in more.items()):
+            return
+        changed = attrs.evolve(before, since=self.world.now, **more)
+
+        async def decide(sql: Any, position: Any) -> Decision[None]:
+            return Decision(facts=(changed,), answer=None)
+
+        await self.world.catalogue.ledger.enter("change", decide)
+
     async def copies(self, path: str) -> str:
         """A file's copies, as `put` takes them."""
         return " ".join(f"{copy.node}{'' if copy.durable else '?'}" for copy in (await self.world.entry(path)).version.copies)
@@ -151,6 +164,32 @@ async def test_what_is_as_it_should_be_is_left_alone(repairing: Repairing) -> No
     before = repairing.world.catalogue.ledger.position
     await repairing.repair.round()
     assert repairing.world.catalogue.ledger.position == before
+
+
+@pytest_twisted.ensureDeferred
+async def test_flapping_nodes_cause_no_copying(repairing: Repairing) -> None:
+    """However often nodes go and return within the grace time, or stay away longer after a planned stop: the catalogue is not changed."""
+    for number in range(5):
+        await repairing.put(f"alice/{number}", f"n{number + 1} n{number + 2}")
+    copies = [await repairing.copies(f"alice/{number}") for number in range(5)]
+    for turn in range(20):
+        flapping = [f"n{number}" for number in range(1, 7) if (turn + number) % 3]
+        for name in repairing.world.catalogue.roster.nodes:
+            await repairing.change(name, status=Status.DOWN if name in flapping else Status.RUNNING)
+        # Away for two turns at a time.
+        repairing.world.now += GRACE_S / 2 - 1
+        before = repairing.world.catalogue.ledger.position
+        await repairing.repair.round()
+        assert repairing.world.catalogue.ledger.position == before
+    for name in repairing.world.catalogue.roster.nodes:
+        await repairing.change(name, status=Status.RUNNING)
+    await repairing.change("n2", status=Status.DOWN, offline=True)
+    repairing.world.now += SETTINGS.repair_after_offline_s - 1
+    await repairing.repair.round()
+    assert [await repairing.copies(f"alice/{number}") for number in range(5)] == copies
+    repairing.world.now += 1
+    await repairing.repair.round()
+    assert await repairing.pending() != []
 
 
 @pytest_twisted.ensureDeferred

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import attrs
 import pytest
 import pytest_twisted
 from twisted.internet.defer import Deferred, fail, succeed
@@ -12,15 +13,15 @@ from twisted.internet.task import Clock
 
 from securifile.admin.duties import Duty
 from securifile.admin.peers import Peers
-from securifile.admin.watch import DOUBLE_S, SAMPLE_S, Watch
+from securifile.admin.watch import DOUBLE_S, KEEP_S, SAMPLE_S, Watch
 from securifile.audit.memory import MemoryAudit
 from securifile.model.errors import DatabaseUnavailable, PeerUnreachable, Refusal
 from securifile.model.ids import Position
 from securifile.model.proofs import Report
-from securifile.model.servers import Status
+from securifile.model.servers import ServerKind, Status
 from securifile.protocol import messages as m
 from securifile.sql.sqlite import SqliteDatabase
-from tests.admin.catalogues import NODES, World
+from tests.admin.catalogues import NODES, World, node
 from tests.admin.test_followers import FakePeer
 
 INTERVAL_S = 0.5
@@ -336,6 +337,24 @@ async def test_what_was_seen_is_written_down(watching: Watching) -> None:
     assert len(await members.storage("n1", start, start + 10 * SAMPLE_S, 1000)) == 2
     assert watching.watch.age_of("n1") == 0
     assert watching.watch.age_of("n2") is None
+
+
+@pytest_twisted.ensureDeferred
+async def test_another_admin_server_is_known_by_what_it_writes_down(watching: Watching) -> None:
+    """How long ago that was new here, by this server's own clock: what the other one's clock shows, and does, is all the same."""
+    members = watching.world.catalogue.members
+    await members.put_admin(attrs.evolve(node("admin2"), kind=ServerKind.ADMIN, url="https://admin2", status=Status.RUNNING))
+    await watching.watch.keep()
+    assert watching.watch.admin_age_of("admin2") is None
+    position = watching.world.catalogue.ledger.position
+    for theirs in (5.0, 10.0, 3.0):
+        await members.keep_own_heartbeat("admin2", theirs, position)
+        await watching.watch.keep()
+        assert watching.watch.admin_age_of("admin2") == 0.0
+        watching.clock.advance(KEEP_S)
+        await watching.watch.keep()
+        assert watching.watch.admin_age_of("admin2") == KEEP_S
+    assert (await members.last_heartbeats())["admin1"].at == watching.world.now + watching.clock.seconds()
 
 
 @pytest_twisted.ensureDeferred
