@@ -86,9 +86,12 @@ def why_lost(sidecar: Sidecar, current: int | None, known: Position) -> str | No
     Args:
         current: the number of the file's current version; None when there is no such file.
     """
+    if current is not None and current >= sidecar.version:
+        # Superseded, or it lost against another upload that made that version.
+        return None
     if sidecar.committed_at is None:
         return "an upload that had not ended as far as its node knows"
-    if Position(*sidecar.committed_at) <= known or (current is not None and current >= sidecar.version):
+    if Position(*sidecar.committed_at) <= known:
         return None
     return f"version {sidecar.version} of a file, committed later than anything that the indexes know"
 

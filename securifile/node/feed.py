@@ -164,7 +164,7 @@ class Feed:
         """Tell the admin server what this index knows and the catalogue lost, and what is on the disk if that is asked for."""
         position = self._index.position
         claims = await self._index.claims(snapshot)
-        sidecars = list(await self._sidecars()) if blobs else []
+        sidecars = await self._index.with_commits(await self._sidecars()) if blobs else []
         self._log.warn("the catalogue went back in time; handing in {count} things as of {position}", count=len(claims), position=position)
         starts = range(0, max(len(claims), len(sidecars), 1), CLAIMS_MAX)
         for number, start in enumerate(starts):

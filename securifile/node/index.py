@@ -18,6 +18,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 
 from securifile.model import facts as f
+from securifile.model.entries import Sidecar
 from securifile.model.ids import BEGINNING, AttemptId, Position
 from securifile.model.reconciliation import differences, gone_thing, thing_of
 from securifile.sql.facts import Superseded, apply_fact, every_fact
@@ -70,7 +71,8 @@ class Index:
 
     def __init__(self, database: SqliteDatabase, wall: Callable[[], float]) -> None:
         self._database = database
-        self._wall = wall
+        self.wall = wall
+        """Dates what is superseded: the time of the cluster, once the node goes by it."""
         self._listeners: list[Listener] = []
         self._waiting: list[tuple[Position, Deferred[None]]] = []
         self._ahead: dict[int, f.Change] = {}
@@ -297,7 +299,7 @@ class Index:
                 continue
             await sql.execute(
                 "INSERT INTO superseded (attempt, file, since) VALUES (:attempt, :file, :since) ON CONFLICT (attempt) DO NOTHING",
-                {"attempt": one.attempt.value, "file": one.file.value, "since": self._wall()},
+                {"attempt": one.attempt.value, "file": one.file.value, "since": self.wall()},
             )
 
     def _moved(self, position: Position, facts: Iterable[f.Fact]) -> None:
@@ -326,6 +328,15 @@ class Index:
             if (kind, bytes(thing)) not in told and (lost := gone_thing((kind, bytes(thing)))) is not None:
                 found.append(lost)
         return [f.Claim(fact=fact, at=max(self.position, await self._stamp(self.sql, fact))) for fact in found]
+
+    async def with_commits(self, sidecars: Iterable[Sidecar]) -> list[Sidecar]:
+        """The sidecars of this node's disk, those that this index knows to be committed as committed by now: sidecars note it late."""
+        found = []
+        for sidecar in sidecars:
+            if sidecar.committed_at is None and (await self.names(sidecar.attempt) or await self.is_superseded(sidecar.attempt)):
+                sidecar = attrs.evolve(sidecar, committed_at=attrs.astuple(self.position))
+            found.append(sidecar)
+        return found
 
     # --- what may be deleted from the disk ---
 

@@ -301,7 +301,7 @@ def file_of(lost: Lost) -> File:
 @pytest_twisted.ensureDeferred
 async def test_an_upload_whose_end_nobody_knows_is_kept_until_it_was_looked_at(lost: Lost, anew: Anew) -> None:
     """Its node asks how it ended, and would drop it if it was told that it was given up."""
-    staged = sidecar(file_of(lost), attempt=AttemptId(b"s" * 16), committed_at=None)
+    staged = sidecar(file_of(lost), attempt=AttemptId(b"s" * 16), file=b"f" * 16, committed_at=None)
     await anew.come("n2", lost.end, lost.late, (staged,))
     await anew.reconciling.accept()
     files = anew.world.catalogue.files

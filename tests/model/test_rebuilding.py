@@ -132,8 +132,8 @@ def test_blobs_that_no_index_names_are_listed_unless_they_are_old() -> None:
     later = sidecar(file(4), (1, 21))
     newer = sidecar(file(2, 4), (2, 1))
     superseded_later = sidecar(file(2, 1), (1, 30))
-    staged = sidecar(file(5), None)
-    sidecars = disk(sidecar(current), old, deleted, later, newer, superseded_later, staged)
+    staged, lost_race = sidecar(file(5), None), sidecar(file(2, 3, attempt=7), None)
+    sidecars = disk(sidecar(current), old, deleted, later, newer, superseded_later, staged, lost_race)
     found = lost_blobs([current], {"n1": sidecars, "n2": disk(later)}, KNOWN)
     assert {(one.node, one.sidecar) for one in found} == {("n1", later), ("n1", newer), ("n1", staged), ("n2", later)}
 

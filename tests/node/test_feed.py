@@ -9,11 +9,12 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 
 from securifile.model import facts as f
+from securifile.model.digests import DigestAlgorithm
 from securifile.model.entries import Sidecar
 from securifile.model.errors import Code, DeadlineExceeded, PeerUnreachable, Refusal
-from securifile.model.ids import Position
+from securifile.model.ids import AttemptId, Position
 from securifile.model.servers import ServerKind
-from securifile.node.feed import RETRY_S, Feed
+from securifile.node.feed import CLAIMS_MAX, RETRY_S, Feed
 from securifile.node.index import Index
 from securifile.protocol import messages as m
 from securifile.protocol.connection import PeerIdentity
@@ -31,6 +32,7 @@ class FakePeer:
     answer: Any = None
     """To `Follow`: an exception, or None: waits for the test."""
     follows: list[m.Follow] = attrs.field(factory=list)
+    handed: list[m.HandIn] = attrs.field(factory=list)
     waiting: list[Deferred[Any]] = attrs.field(factory=list)
     watching: list[Deferred[None]] = attrs.field(factory=list)
 
@@ -39,6 +41,9 @@ class FakePeer:
         return PeerIdentity(cluster="c", kind=ServerKind.ADMIN, name=self.name)
 
     def ask(self, message: Any, timeout_s: float) -> Deferred[Any]:
+        if isinstance(message, m.HandIn):
+            self.handed.append(message)
+            return succeed(m.Done())
         assert isinstance(message, m.Follow)
         self.follows.append(message)
         if isinstance(self.answer, Exception):
@@ -249,3 +254,30 @@ def test_stop_leaves_nothing_behind() -> None:
     assert world.revision == 0
     assert world.peers["a1"].watching == []
     assert world.clock.getDelayedCalls() == []
+
+
+def test_what_the_catalogue_lost_is_handed_in_in_parts() -> None:
+    """A snapshot to compare changes nothing; what is on the disk is told only when that is asked for, and all of it."""
+    for asked, parts in ((False, 1), (True, 3)):
+        world = World()
+        world.feed.start()
+        world.send("a1", world.changes(1))
+        one = Sidecar(
+            attempt=AttemptId(bytes(16)),
+            file=bytes(16),
+            version=1,
+            size=1,
+            digest=b"d",
+            algorithm=DigestAlgorithm.SHA256,
+            committed_at=None,
+        )
+        world.sidecars = [attrs.evolve(one, attempt=AttemptId(number.to_bytes(16, "big"))) for number in range(2 * CLAIMS_MAX + 1)]
+        world.send("a1", m.SnapshotPart(position=Position(2, 0), facts=(), last=True, compare=True, blobs=asked))
+        assert world.revision == 1
+        handed = world.peers["a1"].handed
+        assert [(part.number, part.last) for part in handed] == [(number, number == parts - 1) for number in range(parts)]
+        assert [claim.fact for part in handed for claim in part.claims] == [server("s1")]
+        blobs = [sidecar for part in handed for sidecar in part.blobs or ()]
+        assert blobs == (world.sidecars if asked else [])
+        assert (handed[0].blobs is None) is not asked
+        world.feed.stop()

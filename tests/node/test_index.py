@@ -15,7 +15,7 @@ from twisted.internet.defer import CancelledError, Deferred
 
 from securifile.model import facts as f
 from securifile.model.digests import DigestAlgorithm
-from securifile.model.entries import Copy, Version
+from securifile.model.entries import Copy, Sidecar, Version
 from securifile.model.ids import BEGINNING, AttemptId, EntryId, Position
 from securifile.model.roles import Role
 from securifile.model.servers import ServerKind, Status
@@ -501,3 +501,43 @@ def test_who_waited_to_write_looks_again() -> None:
     ]
     assert index.position == Position(EPOCH, 5)
     assert tables(index) == tables(fed(past.changes[:5]))
+
+
+def told(index: Index) -> set[tuple[f.Fact, Position]]:
+    """What it would hand in to a catalogue in which there is nothing."""
+    return {(claim.fact, claim.at) for claim in now(index.claims([]))}
+
+
+def test_the_end_of_a_right_that_was_announced_early_is_handed_in() -> None:
+    """There is nothing in the tables to show for it, and another index, further on by the feed, may have the right still."""
+    grant = f.Grant(entry=file(1).id, username="alice", role=Role.READER, granted_by="alice")
+    gone = f.GrantGone(entry=file(1).id, username="alice")
+    past = changes([person(), ROOT, file(1)], [session(b"s"), grant], [session(b"t")], [f.SessionGone(token_hash=b"s")], [gone])
+    index = fed(past[:2])
+    assert (grant, Position(EPOCH, 2)) in told(index)
+    assert announce(index, past[3])
+    assert announce(index, past[4])
+    said = told(index)
+    assert {(f.SessionGone(token_hash=b"s"), Position(EPOCH, 4)), (gone, Position(EPOCH, 5))} <= said
+    assert grant not in {fact for fact, _ in said}
+
+
+def test_a_commit_that_its_sidecar_does_not_note_yet_is_told() -> None:
+    """Of current and of superseded versions; an upload that the index does not know stays as it is."""
+    past = changes([person(), ROOT], [file(1)], [file(2)])
+    index = fed(past)
+
+    def staged(number: int) -> Sidecar:
+        version = file(number).version
+        return Sidecar(
+            attempt=version.attempt,
+            file=file(number).id.value,
+            version=number,
+            size=version.size,
+            digest=version.digest,
+            algorithm=version.algorithm,
+            committed_at=None,
+        )
+
+    found = now(index.with_commits([staged(1), staged(2), staged(3)]))
+    assert [sidecar.committed_at for sidecar in found] == [(EPOCH, 3), (EPOCH, 3), None]
