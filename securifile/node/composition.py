@@ -89,7 +89,7 @@ class Node:
         self._world = world
         self._stores = stores
         self._me = me
-        clock, wall, name, index = world.clock, ClusterTime(world.wall), me.name, stores.index
+        clock, wall, name, index = world.clock, ClusterTime(world.wall, world.clock.seconds), me.name, stores.index
         checks = Checks(index=index, wall=wall, name=name)
         self._feed = Feed(
             clock=clock,
@@ -218,7 +218,7 @@ class Node:
         )
         self.bulk = PeerBlobs(stores.blobs, self.staged, self._suspected_by_peer)
         index.listen(self._mending.learn)
-        index.node = name
+        index.node, index.wall = name, wall
         index.listen(self._transfers.learn)
         index.listen(self._housekeeping.learn)
 
