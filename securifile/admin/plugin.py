@@ -10,6 +10,7 @@ from typing import Any
 from twisted.application.service import IService
 from twisted.python import usage
 
+from securifile.audit import site
 from securifile.audit.console import readable_console
 from securifile.model.servers import check_server_name
 from securifile.process import check_public
@@ -46,6 +47,7 @@ class Options(usage.Options):
         ["protocol-port", None, 8444, "Port for nodes.", _port],
         ["syslog-port", None, 6514, "Port for audit records (syslog over TLS).", _port],
         ["dsn", None, None, "PostgreSQL to use, as libpq's keywords or URI; without it, an embedded one runs in the data folder."],
+        *site.OPTIONS,
     ]
     optFlags = [["no-tls", None, "Turn all encryption off, for debugging: every server of the cluster must be started so."]]
     subCommands = [["status", None, StatusOptions, "Print the table of servers and exit."]]
@@ -64,6 +66,7 @@ class Options(usage.Options):
         if self["public"] in ("0.0.0.0", "::", ""):
             raise usage.UsageError("--public: say under which name or address others reach this server; it listens on all addresses")
         check_public(self["public"])
+        self["site"] = site.site_in(self)
         ports = [self["https-port"], self["protocol-port"], self["syslog-port"]]
         if len(set(ports)) < len(ports):
             raise usage.UsageError("--https-port, --protocol-port and --syslog-port must be three different ports")
@@ -89,5 +92,6 @@ def makeService(options: Options) -> IService:
             syslog_port=options["syslog-port"],
             dsn=options["dsn"],
             tls=not options["no-tls"],
+            site=options["site"],
         )
     )

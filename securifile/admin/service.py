@@ -37,6 +37,7 @@ from securifile.admin.servers_api import NO_TLS
 from securifile.audit.keeping import AuditFile, Keeper
 from securifile.audit.local import LocalAudit
 from securifile.audit.receiver import AuditReceiver
+from securifile.audit.site import Site, copying
 from securifile.audit.spool import Spool
 from securifile.certificates.authority import Authority
 from securifile.certificates.identity import Identity, make_csr, new_key
@@ -94,6 +95,8 @@ class AdminOptions:
     dsn: str | None = None
     """PostgreSQL of the site; None: the embedded one."""
     tls: bool = True
+    site: Site | None = None
+    """Who is sent a copy of this server's own audit records."""
 
 
 class AdminService(Service):
@@ -176,6 +179,10 @@ class AdminService(Service):
         audit = LocalAudit(spool, keeper, server=options.name, clock=reactor)
         audit.startService()
         self._later("the server's own audit records", audit.stopService)
+        if options.site is not None:
+            copy = copying(options.site, spool, reactor=reactor, random=secrets.token_bytes, tls=options.tls)
+            copy.startService()
+            self._later("the copy of them", copy.stopService)
 
         token = new_token(secrets.token_bytes)
         admin = Admin(

@@ -8,6 +8,7 @@ from typing import Any
 from twisted.application.service import IService
 from twisted.python import usage
 
+from securifile.audit import site
 from securifile.audit.console import readable_console
 from securifile.certificates.join import JoinToken
 from securifile.node.blobs import RESERVE_BYTES
@@ -39,6 +40,7 @@ class Options(usage.Options):
         ["https-port", None, 9443, "Port for people.", _port],
         ["protocol-port", None, 9444, "Port for other servers.", _port],
         ["reserve-bytes", None, RESERVE_BYTES, "Bytes of the disk left free for index and audit spool.", int],
+        *site.OPTIONS,
     ]
     optFlags = [["no-tls", None, "Turn all encryption off, for debugging. Every server must be started so."]]
 
@@ -54,6 +56,7 @@ class Options(usage.Options):
         check_public(self["public"])
         if self["https-port"] == self["protocol-port"]:
             raise usage.UsageError("--https-port and --protocol-port must be two different ports")
+        self["site"] = site.site_in(self)
         self["token"] = self._token()
 
     def _token(self) -> JoinToken | None:
@@ -87,6 +90,7 @@ def makeService(options: Any) -> IService:
             protocol_port=options["protocol-port"],
             tls=not options["no-tls"],
             reserve_bytes=options["reserve-bytes"],
+            site=options["site"],
         ),
     )
     return service

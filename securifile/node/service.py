@@ -24,6 +24,7 @@ from twisted.python.threadpool import ThreadPool
 
 from securifile import __version__
 from securifile.audit.sender import AuditSender
+from securifile.audit.site import Site, copying
 from securifile.audit.spool import Spool
 from securifile.certificates.identity import Identity, TrustAnchors, make_csr
 from securifile.certificates.join import JoinToken
@@ -75,6 +76,8 @@ class NodeOptions:
     protocol_port: int
     tls: bool
     reserve_bytes: int
+    site: Site | None = None
+    """Who is sent a copy of the audit records."""
 
 
 class NodeService(Service):
@@ -185,6 +188,10 @@ class NodeService(Service):
         self._undo.append(node.stop)
         sender.startService()
         self._undo.append(sender.stopService)
+        if self._options.site is not None:
+            copy = copying(self._options.site, spool, reactor=self._reactor, random=os.urandom, tls=tls)
+            copy.startService()
+            self._undo.append(copy.stopService)
         await self._listen_to_people(node, index, certificate, world.traffic)
         self._renew_later(node.acting, identity, current, certificate)
 
