@@ -41,6 +41,8 @@ from securifile.model.interfaces import IByteSink
 __all__ = ["Access", "HttpChannel", "HttpFactory", "HttpLimits", "Request", "ResponseSink", "http_factory"]
 
 DEFAULT_LIMITS = HttpLimits()
+LANE_BYTES_MIN = 512 * 1024
+"""Less than that is sent before a thread has begun."""
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 HeaderList = Iterable[tuple[bytes | str, bytes | str]]
@@ -79,6 +81,25 @@ class ResponseSink:
         else:
             request.channel.send([data], len(data))
         return request.channel.room()
+
+    def lane(self) -> Any:
+        """A `Lane`, through which a worker's thread can send what comes next; None when there is none now, or when it is not worth it."""
+        left = 0 if self._length is None else self._length - self._taken
+        if self._request.is_over or self._silent or left < LANE_BYTES_MIN:
+            return None
+        return self._request.channel.lane()
+
+    def sent(self, count: int) -> None:
+        """So many bytes went through a lane, which is closed."""
+        self._taken += count
+        self._request.sentLength += count
+        self._request.channel.count(count)
+
+    def room(self) -> Deferred[None]:
+        """Fires when more is welcome; fails as `write` does."""
+        if self._request.is_over:
+            return fail(StreamBroken("The client has gone, or the answer is over."))
+        return self._request.channel.room()
 
     def finish(self) -> None:
         """The answer is complete. When bytes are missing, it is cut off, so that the client notices. Harmless twice."""
@@ -633,6 +654,15 @@ class HttpChannel(Protocol):
             transport.write(pieces[0])
         else:
             transport.writeSequence(pieces)
+
+    def lane(self) -> Any:
+        """See `ResponseSink.lane`."""
+        make = getattr(self.transport, "lane", None)
+        return None if make is None or self._lost or self._leaving or self._writing_paused else make()
+
+    def count(self, length: int) -> None:
+        """So many bytes were given to the transport by another way than `send`."""
+        self._given_bytes += length
 
     def room(self) -> Deferred[None]:
         """Fires when the transport wants more; fails with `StreamBroken` when the client goes."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from twisted.internet.defer import Deferred
 
@@ -24,6 +24,14 @@ class Source(Protocol):
 
     def read(self) -> Deferred[bytes]:
         """The next piece; nothing at the end. Raises `StreamBroken` or `Refusal` when there will be no more."""
+
+
+@runtime_checkable
+class Pouring(Protocol):
+    """A source that may be able to give what comes next from a worker's thread."""
+
+    def pour(self, lane: Any) -> Deferred[int]:
+        """Give bytes to a `Lane` for a while, and close it; how many it took. 0: what comes next has to be read."""
 
 
 class Delivery:
@@ -71,9 +79,25 @@ class Delivery:
                 while data:
                     await sink.write(data)
                     access.bytes += len(data)
+                    if isinstance(source, Pouring):
+                        await _pour(source, sink, access)
                     data = await source.read()
                 sink.finish()
             except (StreamBroken, Refusal) as error:
                 # The client has gone, was cut off, or nobody is left to go on: the answer ends short, which the length shows.
                 sink.abort()
                 access.detail = reasons[0] if reasons else str(error)
+
+
+async def _pour(source: Pouring, sink: Any, access: Access) -> None:
+    """Send by lanes, burst by burst, as far as that is possible. Raises as `Source.read` and the sink's `write`."""
+    while (lane := sink.lane()) is not None:
+        try:
+            await source.pour(lane)
+        finally:
+            taken = lane.close()
+            access.bytes = (access.bytes or 0) + taken
+            sink.sent(taken)
+        await sink.room()
+        if not taken:
+            return

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from securifile.model.entries import Version
@@ -23,6 +23,9 @@ HEDGE_S = 0.3
 
 FETCH_S = 5.0
 """How long the only holder left may take."""
+
+BURST_BYTES = 4 * 1024 * 1024
+"""What a worker's thread sends before others get their turn: a few milliseconds."""
 
 BROKEN = (CorruptBlock, NoSuchBlob, StreamBroken, PeerUnreachable, DeadlineExceeded, Refusal, OSError)
 """How a source can fail."""
@@ -96,6 +99,30 @@ class Sources:
             if timer.active():
                 timer.cancel()
 
+    async def while_it_moves(self, waited: Deferred[Any], moved: Callable[[], int], seconds: float) -> None:
+        """Wait; `DeadlineExceeded` when `moved` is the same for so long, with what was waited for cancelled."""
+        seen = moved()
+        timer: IDelayedCall
+
+        def look() -> None:
+            nonlocal seen, timer
+            if moved() == seen:
+                waited.cancel()
+            else:
+                seen = moved()
+                timer = self._clock.callLater(seconds, look)
+
+        timer = self._clock.callLater(seconds, look)
+        try:
+            await waited
+        except CancelledError:
+            if timer.active():
+                raise
+            raise DeadlineExceeded(f"nothing came for {seconds:g} s") from None
+        finally:
+            if timer.active():
+                timer.cancel()
+
 
 class VersionSource:
     """An `IByteSource` over a part of a version that survives the loss of a holder."""
@@ -131,6 +158,26 @@ class VersionSource:
             self._at += len(data)
             return data
         return b""
+
+    def pour(self, lane: Any) -> Deferred[int]:
+        """Let a worker's thread give what comes next to a `Lane`, where the present source can do that, and close the lane.
+
+        A source that breaks meanwhile has given what was good; the next `read` goes on behind it, at another holder.
+        """
+        return Deferred.fromCoroutine(self._pour(lane))
+
+    async def _pour(self, lane: Any) -> int:
+        pour = getattr(self._source, "pour", None)
+        try:
+            if pour is not None and self._at < self._stop:
+                await self._sources.while_it_moves(pour(lane.take, BURST_BYTES), lambda: lane.taken, HEDGE_S if self._holders else FETCH_S)
+        except BROKEN as error:
+            self._sources.failed(self.tried[-1], self._version, error)
+            self.close()
+        finally:
+            taken: int = lane.close()
+            self._at += taken
+        return taken
 
     async def _next(self) -> None:
         """Go to the next holder that begins to give."""

@@ -28,13 +28,14 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import attrs
 
 from securifile.model.entries import Sidecar
-from securifile.model.errors import BlobExists, CorruptBlock, DiskFull, NoSuchBlob
+from securifile.model.errors import BlobExists, CorruptBlock, DiskFull, NoSuchBlob, StreamBroken
 from securifile.model.ids import AttemptId, Position
 from securifile.node.files import Files
 from securifile.node.sidecars import BLOCK_BYTES, DamagedSidecar, SidecarFile, decode_sidecar, encode_note, encode_sidecar
@@ -252,6 +253,40 @@ class BlobFolder:
             piece = data[max(start - offset, 0) : stop - offset]
             pieces.append(piece)
         return pieces, None
+
+    def pour(
+        self,
+        descriptor: int,
+        loaded: SidecarFile,
+        pieces: deque[bytes],
+        start: int,
+        stop: int,
+        take: Callable[[bytes], bool],
+        bytes_max: int,
+    ) -> tuple[int, CorruptBlock | None]:
+        """Give `pieces` and then the bytes [start, stop), block by block, to `take`, until that returns False or raises `StreamBroken`, or
+        about `bytes_max` were given.
+
+        Returns:
+            Where to go on reading, and what was wrong there, if anything; what was read and not given is in `pieces`.
+        """
+        given = 0
+        while given < bytes_max and (pieces or start < stop):
+            if not pieces:
+                end = min(stop, (start // BLOCK_BYTES + 1) * BLOCK_BYTES)
+                blocks, problem = self.blocks(descriptor, loaded, start, end)
+                if problem is not None:
+                    return start, problem
+                pieces.extend(blocks)
+                start = end
+            try:
+                wants_more = take(pieces[0])
+            except StreamBroken:
+                break
+            given += len(pieces.popleft())
+            if not wants_more:
+                break
+        return start, None
 
     def note_commit(self, attempt: AttemptId, version: int, position: Position) -> None:
         """Write the note into the sidecar, in place. Raises `NoSuchBlob`, `CorruptBlock`.

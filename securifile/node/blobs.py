@@ -394,6 +394,13 @@ class DiskBlobReader:
             raise StreamBroken(f"blob {self._loaded.sidecar.attempt} was closed")
         return await self._descriptor.use(self._folder.blocks, self._loaded, start, stop)
 
+    async def _pour(
+        self, pieces: deque[bytes], start: int, stop: int, take: Callable[[bytes], bool], bytes_max: int
+    ) -> tuple[int, CorruptBlock | None]:
+        if self._closed:
+            raise StreamBroken(f"blob {self._loaded.sidecar.attempt} was closed")
+        return await self._descriptor.use(self._folder.pour, self._loaded, pieces, start, stop, take, bytes_max)
+
 
 @implementer(IByteSource)
 class CheckedSource:
@@ -408,6 +415,7 @@ class CheckedSource:
         self._pieces: deque[bytes] = deque()
         self._error: BaseException | None = None
         self._caller: Deferred[bytes] | None = None
+        self._ahead_is_read: Deferred[None] | None = None
         self._closed = False
 
     def read(self) -> Deferred[bytes]:
@@ -417,6 +425,41 @@ class CheckedSource:
         self._caller = caller
         self._answer()
         return caller
+
+    def pour(self, take: Callable[[bytes], bool], bytes_max: int) -> Deferred[None]:
+        """Have the worker's thread give what comes next to `take`, piece by piece, until that wants no more or raises `StreamBroken`
+        (the piece was not taken then), or about `bytes_max` were given. What was not given comes out of the next `read`.
+
+        Raises:
+            CorruptBlock: in its place; the good ones before it were given.
+        """
+        assert self._caller is None, "one read at a time"
+        return detached(self._pour(take, bytes_max))
+
+    async def _pour(self, take: Callable[[bytes], bool], bytes_max: int) -> None:
+        while self._busy:
+            ahead = self._ahead_is_read = Deferred()
+            await ahead
+        if self._error is not None and not self._pieces:
+            raise self._error
+        if self._closed:
+            return
+        self._busy = True
+        pieces, self._pieces = self._pieces, deque()
+        error: Exception | None
+        try:
+            self._ahead, error = await self._reader._pour(pieces, self._ahead, self._stop, take, bytes_max)
+        except Exception as problem:  # whatever the disk says is for the reader to hear
+            error = problem
+        finally:
+            self._busy = False
+            if not self._closed:
+                self._pieces = pieces
+        self._error = self._error or error
+        if self._caller is not None:  # who gave up waiting for this, and reads again
+            self._answer()
+        elif self._error is not None and not pieces:
+            raise self._error
 
     def close(self) -> None:
         """See `IByteSource`."""
@@ -460,12 +503,19 @@ class CheckedSource:
         pieces, self._error = result
         if not self._closed:
             self._pieces.extend(pieces)
-        self._answer()
+        self._ended_job()
 
     def _failed(self, failure: Failure) -> None:
         self._busy = False
         self._error = failure.value
-        self._answer()
+        self._ended_job()
+
+    def _ended_job(self) -> None:
+        if self._ahead_is_read is not None:
+            waiting, self._ahead_is_read = self._ahead_is_read, None
+            waiting.callback(None)
+        else:
+            self._answer()
 
 
 class _Descriptor:

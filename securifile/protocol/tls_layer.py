@@ -9,6 +9,11 @@ What is written goes to the socket at once when nothing waits before it: the rea
 room, which is a system call or three for each piece. As soon as something is left over the producer has to wait, so that a slow client
 holds one piece of memory.
 
+A **lane** lends the connection to a worker's thread for a burst, so that reading, checking, encrypting and sending run on another
+processor than the reactor. The thread never waits for the client: what the socket does not take ends the burst and goes to Twisted's
+buffer. Whoever uses the connection holds its lock, the thread for a piece at a time; a lane that was closed takes nothing any more,
+and so the reactor can cut a transfer off within a piece.
+
 The context must have SSL_MODE_ENABLE_PARTIAL_WRITE cleared (`clear_partial_write`), or one write is one record again.
 
 This is the one module that knows how Twisted's TLS layer and pyOpenSSL's connection work inside; `tests/protocol/test_tls_layer.py`
@@ -17,6 +22,7 @@ fails when those parts change (known good: Twisted 26.10, pyOpenSSL 26.4).
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 from OpenSSL import SSL
@@ -27,6 +33,8 @@ from twisted.protocols.policies import ProtocolWrapper
 from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from zope.interface import implementer
+
+from securifile.model.errors import StreamBroken
 
 WRITE_BYTES_MAX = 256 * 1024
 """Given to OpenSSL at once. Its records in memory stay within the processor's cache; 1 MiB is slower."""
@@ -44,8 +52,8 @@ def clear_partial_write(context: SSL.Context) -> None:
     _library.SSL_CTX_clear_mode(context._context, _library.SSL_MODE_ENABLE_PARTIAL_WRITE)
 
 
-class _Scratch:
-    """Memory that OpenSSL writes to and Python reads from; the reactor's thread needs one, since nothing stays in it."""
+class _Scratch(threading.local):
+    """Memory that OpenSSL writes to and Python reads from: one for each thread, since nothing stays in it."""
 
     def __init__(self) -> None:
         self.memory = _ffi.new("char[]", SCRATCH_BYTES)
@@ -59,6 +67,26 @@ class LargePieces(BufferingTLSTransport):
     """TLS over a transport; over TCP with short ways."""
 
     _tcp: TcpConnection | None = None
+    _lane: Lane | None = None
+    _left = b""
+    """Records that a lane made and the socket did not take; nothing may overtake them."""
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self._turn = threading.RLock()
+
+    def lane(self) -> Lane | None:
+        """A way for another thread to write next, for which nothing else may be written until it is closed; None when there is none now:
+        not over TCP, not yet or no longer connected, or with something waiting to be sent.
+        """
+        tcp = self._tcp
+        if tcp is None or self._lane is not None or not self._handshakeDone or self._aborted or self._lostTLSConnection:
+            return None
+        self._aggregator.flush()
+        if self._appSendBuffer or not self._is_clear():
+            return None
+        self._lane = Lane(self, tcp.socket.dup(), self._tlsConnection)
+        return self._lane
 
     def makeConnection(self, transport: Any) -> None:
         """The connection below is there."""
@@ -73,11 +101,42 @@ class LargePieces(BufferingTLSTransport):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The connection below is gone."""
-        super().connectionLost(reason)
-        self._tcp = None
+        with self._turn:
+            self._end_lane()
+            super().connectionLost(reason)
+            self._tcp = None
+
+    def dataReceived(self, octets: bytes) -> None:
+        """Bytes from below."""
+        with self._turn:
+            super().dataReceived(octets)  # type: ignore[no-untyped-call]
+
+    def abortConnection(self) -> None:
+        """Cut it off; a lane gives nothing any more."""
+        with self._turn:
+            self._end_lane()
+            super().abortConnection()  # type: ignore[no-untyped-call]
+
+    def _shutdownTLS(self) -> None:
+        with self._turn:
+            super()._shutdownTLS()  # type: ignore[no-untyped-call]
+
+    def _end_lane(self) -> None:
+        if self._lane is not None:
+            self._lane.close()
+
+    def lane_closed(self) -> None:
+        """What a lane left over goes on in the usual way. Called by the lane."""
+        self._lane = None
+        if self._tlsConnection is not None:
+            self._flushSendBIO()
 
     def _write(self, octets: bytes) -> None:
         """Encrypt and send, or keep what cannot be encrypted before the handshake is over."""
+        with self._turn:
+            self._write_in_turn(octets)
+
+    def _write_in_turn(self, octets: bytes) -> None:
         for start in range(0, len(octets), WRITE_BYTES_MAX):
             if self._lostTLSConnection:
                 return
@@ -94,28 +153,35 @@ class LargePieces(BufferingTLSTransport):
 
     def _flushSendBIO(self) -> None:
         """Send the records that OpenSSL has made."""
-        while True:
-            count = _library.BIO_read(self._tlsConnection._from_ssl, _scratch.memory, SCRATCH_BYTES)
-            if count <= 0:
-                return
-            sent = self._send_at_once(count)
-            if sent < count:
-                below: Any = self.transport
-                below.write(bytes(_scratch.view[sent:count]))
-                self._let_producer_wait()
-            if count < SCRATCH_BYTES:
-                return
+        with self._turn:
+            if self._left:
+                left, self._left = self._left, b""
+                self._leave_to_twisted(left)
+            while (count := seal(self._tlsConnection)) > 0:
+                view = _scratch.view[:count]
+                sent = send_now(self._tcp.socket, view) if self._tcp is not None and self._is_clear() else 0
+                if sent < count:
+                    self._leave_to_twisted(bytes(view[sent:]))
+                if count < SCRATCH_BYTES:
+                    return
 
-    def _send_at_once(self, count: int) -> int:
-        """Give the first `count` bytes of the scratch memory to the socket, if nothing waits before them; how many it took."""
+    def _is_clear(self) -> bool:
+        """Whether what is sent now would overtake nothing, and the socket is there to take it. Also for a lane's thread: Twisted empties
+        its buffers only after it has sent what was in them.
+        """
         tcp = self._tcp
-        if tcp is None or tcp.dataBuffer or tcp._tempDataBuffer or not tcp.connected or tcp.disconnecting or tcp._writeDisconnecting:
-            return 0
-        try:
-            return tcp.socket.send(_scratch.view[:count])
-        except OSError:
-            # Full, or broken: Twisted will find out which.
-            return 0
+        return (
+            tcp is not None
+            and not self._left
+            and not (tcp.dataBuffer or tcp._tempDataBuffer)
+            and bool(tcp.connected)
+            and not (tcp.disconnecting or tcp._writeDisconnecting)
+        )
+
+    def _leave_to_twisted(self, records: bytes) -> None:
+        below: Any = self.transport
+        below.write(records)
+        self._let_producer_wait()
 
     def _let_producer_wait(self) -> None:
         tcp = self._tcp
@@ -135,7 +201,7 @@ class LargePieces(BufferingTLSTransport):
                     break
             elif not self._lostTLSConnection:
                 if end.check(SSL.ZeroReturnError):
-                    self._shutdownTLS()  # type: ignore[no-untyped-call]
+                    self._shutdownTLS()
                     self._tlsShutdownFinished(None)  # type: ignore[no-untyped-call]
                 else:
                     self._tlsShutdownFinished(end)  # type: ignore[no-untyped-call]
@@ -158,6 +224,67 @@ class LargePieces(BufferingTLSTransport):
                 break
             taken += count
         return bytes(_scratch.view[:taken]), None
+
+
+class Lane:
+    """A TLS connection, lent to a worker's thread for one burst.
+
+    The reactor's thread makes it and closes it; the other one calls `take`.
+    """
+
+    def __init__(self, layer: LargePieces, own_socket: Any, connection: SSL.Connection) -> None:
+        """Args:
+        own_socket: a descriptor of its own for the same connection: the layer's may be closed, and its number used again, at any time.
+        """
+        self.taken = 0
+        """Bytes taken so far."""
+        self._layer: LargePieces | None = layer
+        self._turn = layer._turn
+        self._socket = own_socket
+        self._connection = connection
+
+    def take(self, piece: bytes) -> bool:
+        """Encrypt and send a piece of at most `WRITE_BYTES_MAX`; whether more is welcome now. Never waits for the client.
+
+        Raises:
+            StreamBroken: the lane is closed; nothing of the piece was taken.
+        """
+        with self._turn:
+            layer = self._layer
+            if layer is None:
+                raise StreamBroken("the connection was taken back")
+            self._connection.send(piece)
+            self.taken += len(piece)
+            while (count := seal(self._connection)) > 0:
+                view = _scratch.view[:count]
+                sent = send_now(self._socket, view) if layer._is_clear() else 0
+                layer._left += view[sent:]
+            return layer._is_clear()
+
+    def close(self) -> int:
+        """Give the connection back; how many bytes were taken. From now on not a byte more. Harmless twice."""
+        with self._turn:
+            layer, self._layer = self._layer, None
+            if layer is not None:
+                self._socket.close()
+                layer.lane_closed()
+            return self.taken
+
+
+def seal(connection: SSL.Connection) -> int:
+    """Bring records that OpenSSL has made into this thread's scratch memory; how many bytes, or not above zero when there are none."""
+    count: int = _library.BIO_read(connection._from_ssl, _scratch.memory, SCRATCH_BYTES)
+    return count
+
+
+def send_now(socket: Any, view: memoryview) -> int:
+    """Give bytes to a socket that does not block; how many it took."""
+    try:
+        sent: int = socket.send(view)
+    except OSError:
+        # Full, or broken: Twisted will find out which.
+        return 0
+    return sent
 
 
 class LargePiecesFactory(TLSMemoryBIOFactory):

@@ -198,6 +198,136 @@ def test_a_hanging_holder_costs_a_moment(faults: dict[str, Any]) -> None:
     assert world.at_rest()
 
 
+class FakeLane:
+    """Counts what it takes, until it is closed."""
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+        self.is_open = True
+
+    @property
+    def taken(self) -> int:
+        return sum(map(len, self.pieces))
+
+    def take(self, piece: bytes) -> bool:
+        assert self.is_open
+        self.pieces.append(piece)
+        return True
+
+    def close(self) -> int:
+        self.is_open = False
+        return self.taken
+
+
+class PouringBlobs:
+    """A disk whose worker gives 100,000 bytes at each step of the test, and then does what the test says."""
+
+    def __init__(self, world: World) -> None:
+        self._under = world.blobs
+        self.pouring: list[tuple[Any, Deferred[None]]] = []
+        self.at = 0
+        self.cancelled = 0
+        self.closed = 0
+
+    def open(self, attempt: AttemptId) -> Deferred[Any]:
+        return succeed(self)
+
+    size = len(WHOLE)
+
+    def source(self, start: int, stop: int) -> PouringBlobs:
+        self.at = start
+        return self
+
+    def read(self) -> Deferred[bytes]:
+        piece, self.at = WHOLE[self.at : self.at + PIECE], self.at + PIECE
+        return succeed(piece)
+
+    def pour(self, take: Any, bytes_max: int) -> Deferred[None]:
+        def cancelled(_: Any) -> None:
+            self.cancelled += 1
+
+        answer: Deferred[None] = Deferred(cancelled)
+        self.pouring.append((take, answer))
+        return answer
+
+    def step(self) -> None:
+        self.pouring[-1][0](WHOLE[self.at : self.at + 100_000])
+        self.at += 100_000
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def pouring(*names: str) -> tuple[World, PouringBlobs, VersionSource, FakeLane, list[Any]]:
+    world = World()
+    disk = PouringBlobs(world)
+    world.sources._blobs = disk
+    source = world.open(*names)
+    first: list[bytes] = []
+    source.read().addCallback(first.append)
+    assert first == [WHOLE[:PIECE]]
+    lane = FakeLane()
+    outcome: list[Any] = []
+    source.pour(lane).addBoth(outcome.append)
+    return world, disk, source, lane, outcome
+
+
+def test_what_was_poured_is_not_read_again() -> None:
+    """The next read goes on behind it; the lane is closed when the pouring is over."""
+    world, disk, source, lane, outcome = pouring("n1", "n2")
+    disk.step()
+    disk.pouring[-1][1].callback(None)
+    assert outcome == [100_000]
+    assert not lane.is_open
+    assert WHOLE[:PIECE] + b"".join(lane.pieces) + world.reading(source)[0] == WHOLE
+    assert world.at_rest()
+
+
+def test_a_disk_that_moves_is_not_late() -> None:
+    """Patience is for standing still: a busy worker that gives something again and again is not given up."""
+    world, disk, source, _lane, outcome = pouring("n1", "n2")
+    for _ in range(3):
+        world.clock.advance(HEDGE_S - 0.01)
+        disk.step()
+    assert not outcome
+    disk.pouring[-1][1].callback(None)
+    assert outcome == [300_000]
+    source.close()
+    assert world.at_rest()
+
+
+@pytest.mark.parametrize("how", ["it hangs", "it is rotten"])
+def test_another_holder_goes_on_behind_what_was_poured(how: str) -> None:
+    """A disk that hangs, or a block that is bad: what was good went out, the rest comes from the next holder."""
+    world, disk, source, lane, outcome = pouring("n1", "n2")
+    disk.step()
+    if how == "it hangs":
+        world.clock.advance(HEDGE_S)
+        world.clock.advance(HEDGE_S)
+        assert disk.cancelled == 1
+    else:
+        disk.pouring[-1][1].errback(CorruptBlock("block 1 is bad", attempt=ATTEMPT, block=1))
+        assert world.rotten == ["block 1 is bad"]
+    assert outcome == [100_000]
+    assert not lane.is_open
+    assert WHOLE[:PIECE] + b"".join(lane.pieces) + world.reading(source)[0] == WHOLE
+    assert [asked.start for asked in world.holders["n2"].asked] == [PIECE + 100_000]
+    assert world.at_rest()
+
+
+def test_a_holder_elsewhere_cannot_pour() -> None:
+    """Then what comes next is read as ever."""
+    world = World()
+    source = world.open("n2")
+    source.read()
+    lane = FakeLane()
+    outcome: list[Any] = []
+    source.pour(lane).addBoth(outcome.append)
+    assert outcome == [0]
+    assert not lane.is_open
+    source.close()
+
+
 def test_the_only_holder_left_is_waited_for_longer() -> None:
     """Where there is no other, patience is worth more; and it ends."""
     world = World(n2=Holder(hangs_at=90_000))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
@@ -20,12 +20,15 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import Clock
 from twisted.protocols import tls
 from twisted.python.failure import Failure
+from twisted.python.threadpool import ThreadPool
 from twisted.test import iosim
 from zope.interface import implementer
 
+from securifile.model.errors import StreamBroken
 from securifile.protocol.sniff import tls_only
 from securifile.protocol.tls import client_context, server_context
 from securifile.protocol.tls_layer import READ_BYTES_MAX, LargePieces, TlsInLargePieces, tls_in_large_pieces
+from securifile.workers import ThreadWorker
 from tests.protocol.certs import credentials
 
 SIZES = (0, 1, 16 * 1024 - 1, 16 * 1024, 16 * 1024 + 1, 256 * 1024, 256 * 1024 + 1, 3_000_000, 7, 100_000)
@@ -299,3 +302,127 @@ def test_a_record_that_was_changed_ends_the_connection(cut: int) -> None:
     assert server.got == good
     assert server.lost is not None
     assert server.lost.check(SSL.Error)
+
+
+class Thread:
+    """A thread that does one thing at a time, and the reactor's worker on it."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPool(1, 1)
+        self._pool.start()
+        self.worker = ThreadWorker(reactor, self._pool)  # type: ignore[arg-type]
+
+    async def burst(self, end: End, pieces: int) -> int:
+        """Send up to so many pieces of 256 KiB by a lane; how many bytes it took. Waits first until there is one."""
+        await end.until(lambda: not end.paused)
+        lane = end.to.lane()
+        assert lane is not None
+
+        def work() -> None:
+            for _ in range(pieces):
+                if not lane.take(bytes_of(256 * 1024)):
+                    return
+
+        try:
+            await self.worker.do(work)
+        finally:
+            taken: int = lane.close()
+        return taken
+
+    def stop(self) -> None:
+        self._pool.stop()
+
+
+@pytest.fixture
+def thread() -> Iterator[Thread]:
+    made = Thread()
+    yield made
+    made.stop()
+
+
+async def spoken(server: End, client: End) -> None:
+    """The handshake is over."""
+    await server.until(lambda: server.transport is not None)
+    client.to.write(b"hello")
+    await server.until(lambda: server.got == b"hello")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_thread_and_the_reactor_take_turns(thread: Thread) -> None:
+    """What a thread sends comes behind what was written before, and before what is written after, while the client talks too."""
+    async with connected() as (server, client):
+        await spoken(server, client)
+        expected = b""
+        for turn in range(6):
+            server.to.write(b"head %d" % turn)
+            expected += b"head %d" % turn
+            client.to.write(b"and I say something")
+            expected += (bytes_of(256 * 1024) * 16)[: await thread.burst(server, 16)]
+        await server.until(lambda: not server.paused)
+        server.to.write(b"end")
+        await client.until(lambda: client.got.endswith(b"end"))
+        assert client.got == expected + b"end"
+        assert server.got == b"hello" + b"and I say something" * 6
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_thread_does_not_wait_for_a_slow_client(thread: Thread) -> None:
+    """When the socket is full the burst ends, a piece is left for later, and there is no lane until it has gone out."""
+    async with connected() as (server, client):
+        await spoken(server, client)
+        client.to.pauseProducing()
+        taken = await thread.burst(server, 1000)
+        assert 0 < taken < 1000 * 256 * 1024
+        assert server.paused
+        assert server.to.lane() is None
+        below = server.to.transport.transport
+        assert len(below.dataBuffer) + below._tempDataLen < 320 * 1024
+        client.to.resumeProducing()
+        taken += await thread.burst(server, 1)
+        await client.until(lambda: len(client.got) == taken)
+
+
+@pytest.mark.parametrize("how", ["it is closed", "the connection is cut", "the client goes"])
+@pytest_twisted.ensureDeferred
+async def test_a_lane_that_is_over_takes_nothing(thread: Thread, how: str) -> None:
+    """The reactor takes the connection back at any time, and from then on the thread gives not a byte."""
+    async with connected() as (server, client):
+        await spoken(server, client)
+        lane = server.to.lane()
+        assert lane is not None
+        await thread.worker.do(lane.take, bytes_of(100))
+        await client.until(lambda: client.got == bytes_of(100))
+        if how == "it is closed":
+            lane.close()
+        elif how == "the connection is cut":
+            server.to.abortConnection()
+        else:
+            client.to.abortConnection()
+            await server.until(lambda: server.lost is not None)
+        with pytest.raises(StreamBroken):
+            await thread.worker.do(lane.take, bytes_of(100))
+        assert lane.close() == 100
+        assert client.got == bytes_of(100)
+
+
+@pytest_twisted.ensureDeferred
+async def test_there_is_one_lane_at_a_time() -> None:
+    """And none before the handshake is over."""
+    async with connected() as (server, client):
+        await server.until(lambda: server.transport is not None)
+        assert client.to.lane() is None
+        await spoken(server, client)
+        lane = server.to.lane()
+        assert server.to.lane() is None
+        lane.close()
+        again = server.to.lane()
+        assert again is not None
+        again.close()
+
+
+def test_without_a_socket_there_is_no_lane() -> None:
+    """Then all goes through the reactor's thread."""
+    server, client, pump = in_memory()
+    client.to.write(b"x")
+    pump.flush()
+    assert server.to.lane() is None
