@@ -39,6 +39,7 @@ TEST = [
     "setuptools>=70.1",  # test_packaging builds wheels; from 70.1 without the package "wheel"
     "treq>=24.9",
     "trustme>=1.1",
+    "tuspy>=1.1",
 ]
 LINT = [
     "mypy>=1.11",
