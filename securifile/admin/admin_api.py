@@ -37,7 +37,7 @@ class AdminApi:
             archives=admin.archives,
         )
         self._people = PeopleApi(backend=admin.backend, catalogue=admin.catalogue, random=admin.world.random)
-        self._epoch = EpochApi(backend=admin.backend, reconciling=admin.reconciling)
+        self._epoch = EpochApi(clock=admin.world.clock, backend=admin.backend, reconciling=admin.reconciling)
         self._operations = OperationsApi(clock=admin.world.clock, backend=admin.backend, catalogue=admin.catalogue, peers=admin.peers)
         self._explain = ExplainApi(admin)
         self._servers = ServersApi(

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from klein import Klein
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
 
 from securifile.admin.backend import AdminBackend
+from securifile.admin.lasting import Lasting
 from securifile.admin.reconciliation import Plan, Reconciling, said, said_of_blob
 from securifile.admin.requests import administrator
 from securifile.http.channel import Request
@@ -18,10 +21,13 @@ from securifile.http.shared_api import SharedApi
 class EpochApi:
     """`GET /api/v1/epoch`, `POST /api/v1/epoch/accept` and `POST /api/v1/epoch/dismiss`.
 
-    For accept: `?dry_run=1` changes nothing; `?without=` and `?trust=` name nodes, with commas between.
+    For accept: `?dry_run=1` changes nothing; `?without=` and `?trust=` name nodes, with commas between. A large catalogue takes
+    minutes: 202 says that it goes on, and who asks again waits for the same.
     """
 
-    def __init__(self, *, backend: AdminBackend, reconciling: Reconciling) -> None:
+    def __init__(self, *, clock: IReactorTime, backend: AdminBackend, reconciling: Reconciling) -> None:
+        self._clock = clock
+        self._accepting: Lasting[Plan] | None = None
         self._backend = backend
         self._reconciling = reconciling
 
@@ -43,11 +49,21 @@ class EpochApi:
         access.detail = f"without {without}, trusting {trusted}" + (" (dry run)" if dry_run else "")
         if dry_run:
             plan = await self._backend.asking(Deferred.fromCoroutine(self._reconciling.plan(without, trusted)))
-        else:
-            plan = await self._backend.asking(Deferred.fromCoroutine(self._reconciling.accept(without, trusted)))
+            return Answer(status=200, value={**await self._shown(), **_planned(plan), "dry_run": True})
+        accepting = self._accepting
+        if accepting is None or accepting.is_old:
+            accepting = self._accepting = Lasting(self._clock, Deferred.fromCoroutine(self._reconciling.accept(without, trusted)))
+        await accepting.wait()
+        outcome: Any = accepting.outcome
+        if outcome is None:
+            access.detail = f"{access.detail}: under way"
+            return Answer(status=202, value={"under_way": True})
+        self._accepting = None
+        if isinstance(outcome, Failure):
+            await self._backend.asking(fail(outcome))
         value = await self._shown()
         access.detail = f"epoch {value['epoch']}: {access.detail}"
-        return Answer(status=200, value={**value, **_planned(plan), "dry_run": dry_run})
+        return Answer(status=200, value={**value, **_planned(outcome), "dry_run": False, "under_way": False})
 
     async def _dismiss(self, request: Request, access: Access) -> Answer:
         """Forget what is left: the administrator has seen it."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from klein import Klein
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from securifile.admin.backend import AdminBackend
 from securifile.admin.catalogue import Catalogue
+from securifile.admin.lasting import Lasting
 from securifile.admin.members import StatusChange
 from securifile.admin.peers import Peers
 from securifile.admin.requests import administrator, name_in
@@ -25,50 +25,6 @@ from securifile.protocol import messages as m
 REPAIR_S = 6 * 3600.0
 """How long a node may take to read all it has; it tells when it is done."""
 
-ANSWER_S = 30.0
-"""How long one request waits for that: shorter than clients and proxies wait for an answer."""
-
-REMEMBERED_S = 60.0
-"""How long what came of a repair is kept for who asks again; later the same request begins another one."""
-
-
-class _Repairing:
-    """A repair under way on one node, and what came of it."""
-
-    def __init__(self, clock: IReactorTime, asking: Deferred[m.Repaired]) -> None:
-        self._clock = clock
-        self._waiting: list[Deferred[None]] = []
-        self._ended_at: float | None = None
-        self.outcome: m.Repaired | Failure | None = None
-        """None while it is under way."""
-        asking.addBoth(self._ended)
-
-    def _ended(self, outcome: m.Repaired | Failure) -> None:
-        self.outcome, self._ended_at = outcome, self._clock.seconds()
-        waiting, self._waiting = self._waiting, []
-        for one in waiting:
-            one.callback(None)
-
-    @property
-    def is_old(self) -> bool:
-        """Whether it ended so long ago that nobody asks for it any more."""
-        return self._ended_at is not None and self._clock.seconds() - self._ended_at > REMEMBERED_S
-
-    async def wait(self, seconds: float) -> None:
-        """Return when it has ended, or after so many seconds."""
-        if self.outcome is not None:
-            return
-        ended: Deferred[None] = Deferred()
-        self._waiting.append(ended)
-        timer = self._clock.callLater(seconds, ended.callback, None)
-        try:
-            await ended
-        finally:
-            if timer.active():
-                timer.cancel()
-            if ended in self._waiting:
-                self._waiting.remove(ended)
-
 
 class OperationsApi:
     """`POST /api/v1/servers/{name}/offline`, `/online`, `/repair` and `/drain`; `DELETE` of `/drain` and of the server itself.
@@ -81,7 +37,7 @@ class OperationsApi:
         self._backend = backend
         self._catalogue = catalogue
         self._peers = peers
-        self._repairing: dict[str, _Repairing] = {}
+        self._repairing: dict[str, Lasting[m.Repaired]] = {}
 
     def register(self, app: Klein, api: SharedApi) -> None:
         """Put the routes on `app`."""
@@ -146,8 +102,8 @@ class OperationsApi:
             )
         repairing = self._repairing.get(name)
         if repairing is None or repairing.is_old:
-            repairing = self._repairing[name] = _Repairing(self._clock, self._peers.ask(name, m.RepairSelf(), REPAIR_S))
-        await repairing.wait(ANSWER_S)
+            repairing = self._repairing[name] = Lasting(self._clock, self._peers.ask(name, m.RepairSelf(), REPAIR_S))
+        await repairing.wait()
         repaired: Any = repairing.outcome
         if repaired is None:
             access.detail = f"{name}: under way"

@@ -14,7 +14,7 @@ reconciled, and can be decided again: who is killed half way has published nothi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import attrs
@@ -27,7 +27,8 @@ from securifile.model.entries import Sidecar
 from securifile.model.errors import Code, ConstraintViolated, Refusal
 from securifile.model.facts import Claim, Fact, File, PersonGone
 from securifile.model.ids import BEGINNING, AttemptId, Position
-from securifile.model.rebuilding import Disks, LostBlob, counted, knows_most, lost_blobs, members, on_disks, strangers, why_lost
+from securifile.model.interfaces import Row
+from securifile.model.rebuilding import LostBlob, counted, knows_most, lost_blobs, members, on_disks, strangers, why_lost
 from securifile.model.reconciliation import HandedIn, Left, reconcile
 from securifile.model.servers import ServerKind
 from securifile.protocol import messages as m
@@ -66,6 +67,7 @@ class Epoch:
 class Plan:
     """What would be done, or was done, to reconcile the epoch."""
 
+    epoch: int
     facts: tuple[Fact, ...]
     """In groups that are committed in this order."""
     void_passwords: tuple[str, ...]
@@ -188,15 +190,16 @@ class Reconciling:
         state = await self.state()
         if state.reconciled or state.missing or state.rebuilding:
             return
-        await self._reconcile()
+        await self.accept()
 
     async def plan(self, without: Iterable[str] = (), trusted: Iterable[str] = ()) -> Plan:
         """What `accept` would do. Raises `Refusal` when there is nothing to go on with."""
-        plan: Plan = await self._ledger.database.read(lambda sql: self._planned(sql, set(without), set(trusted)))
-        return plan
+        # Understanding so much takes seconds, for which no transaction is left open.
+        rows: _Rows = await self._ledger.database.read(_rows)
+        return _planned(rows, set(without), set(trusted))
 
     async def accept(self, without: Iterable[str] = (), trusted: Iterable[str] = ()) -> Plan:
-        """Go on without the nodes that are missing: the administrator says so.
+        """Go on without the nodes that are missing: the administrator says so. Cancelled, it ends half way, and can be begun again.
 
         Args:
             without: leave aside what these nodes have handed in.
@@ -205,28 +208,24 @@ class Reconciling:
         Raises:
             Refusal: there is nothing to go on with, or it is not said whether to trust a stranger.
         """
-        return await self._reconcile(set(without), set(trusted))
-
-    async def _reconcile(self, without: Set[str] = frozenset(), trusted: Set[str] = frozenset()) -> Plan:
         if self._under_way:
             raise Refusal(Code.CONFLICT, "The epoch is being reconciled already.")
         self._under_way = True
         try:
-            plan: Plan = await self._ledger.database.read(lambda sql: self._planned(sql, without, trusted))
+            plan = await self.plan(without, trusted)
             if plan.strangers:
                 raise Refusal(Code.CONFLICT, _strange(plan.strangers))
-            epoch = self._ledger.position.epoch
             try:
                 for start in range(0, len(plan.facts), FACTS_MAX):
-                    await self._commit(plan.facts[start : start + FACTS_MAX])
+                    await self._commit(plan.epoch, plan.facts[start : start + FACTS_MAX])
             except ConstraintViolated as error:
                 # Two indexes that cannot both be right. An administrator decides what a person can decide; nothing is lost meanwhile.
                 self._log.critical("what the nodes handed in does not fit together: {problem}", problem=str(error))
                 raise
-            await self._ledger.database.transact("end the reconciliation", lambda sql: self._end(sql, epoch, plan))
+            await self._ledger.database.transact("end the reconciliation", lambda sql: self._end(sql, plan))
             self._log.critical(
                 "epoch {epoch} is reconciled: {done} changes made again, {left} left to the administrator",
-                epoch=epoch,
+                epoch=plan.epoch,
                 done=len(plan.facts),
                 left=len(plan.left) + len(plan.lost_blobs),
             )
@@ -235,60 +234,9 @@ class Reconciling:
         await self._ledger.catch_up()
         return plan
 
-    async def _planned(self, sql: Any, without: Set[str], trusted: Set[str]) -> Plan:
-        ((epoch, reconciled, rebuilding),) = await sql.query("SELECT epoch, reconciled, rebuilding FROM cluster")
-        if reconciled:
-            raise Refusal(Code.CONFLICT, f"Epoch {epoch} is reconciled already.")
-        handed_in, disks = await self._handed(sql, epoch, without)
-        unknown = sorted((without | trusted) - await self._came(sql, epoch))
-        if unknown:
-            raise Refusal(Code.BAD_REQUEST, f"Nothing was handed in by {', '.join(unknown)}.")
-        if rebuilding and knows_most(handed_in) is None:
-            raise Refusal(Code.CONFLICT, "No node has handed in anything yet: without one there is nothing to make the catalogue from.")
-        snapshot = await every_fact(sql)
-        found = reconcile(snapshot, handed_in, everything=rebuilding)
-        facts, left, lost = list(found.facts), list(found.left), list[LostBlob]()
-        if rebuilding:
-            facts, without_content = on_disks(facts, disks, handed_in)
-            left += without_content
-            known = max(handed.position for handed in handed_in.values())
-            files = {fact.id: fact for fact in (*snapshot, *facts) if isinstance(fact, File)}
-            lost = lost_blobs(files.values(), disks, known)
-        strange = strangers(handed_in) if rebuilding else {}
-        return Plan(
-            facts=tuple(facts),
-            void_passwords=found.void_passwords,
-            left=tuple(left),
-            lost_blobs=tuple(lost),
-            knows_most=knows_most(handed_in) if rebuilding else None,
-            strangers={node: others for node, others in strange.items() if node not in trusted},
-        )
-
-    async def _came(self, sql: Any, epoch: int) -> set[str]:
-        return {row[0] for row in await sql.query("SELECT node FROM handed_in WHERE epoch = :epoch", {"epoch": epoch})}
-
-    async def _handed(self, sql: Any, epoch: int, without: Set[str]) -> tuple[dict[str, HandedIn], Disks]:
-        claims: dict[str, list[Claim]] = {}
-        for node, body in await sql.query("SELECT node, body FROM claims WHERE epoch = :epoch ORDER BY node, number", {"epoch": epoch}):
-            claims.setdefault(node, []).append(decode_value(Claim, bytes(body)))
-        rows = await sql.query(
-            "SELECT node, at_epoch, at_revision, blobs FROM handed_in WHERE epoch = :epoch ORDER BY node", {"epoch": epoch}
-        )
-        disks: dict[str, dict[AttemptId, Sidecar]] = {row[0]: {} for row in rows if row[3]}
-        for node, body in await sql.query("SELECT node, body FROM held WHERE epoch = :epoch ORDER BY node, attempt", {"epoch": epoch}):
-            sidecar = decode_value(Sidecar, bytes(body))
-            if node in disks:
-                disks[node][sidecar.attempt] = sidecar
-        handed_in = {
-            row[0]: HandedIn(position=Position(row[1], row[2]), claims=tuple(claims.get(row[0], ())))
-            for row in rows
-            if row[0] not in without
-        }
-        return handed_in, disks
-
-    async def _commit(self, facts: Iterable[Fact]) -> None:
+    async def _commit(self, epoch: int, facts: Iterable[Fact]) -> None:
         async def decide(sql: Any, position: Position) -> Decision[None]:
-            await self._require_open(sql, position.epoch)
+            await self._require_open(sql, epoch)
             for fact in facts:
                 if isinstance(fact, File):
                     await _remember(sql, fact, position)
@@ -304,7 +252,8 @@ class Reconciling:
         if reconciled or now != epoch:
             raise Refusal(Code.CONFLICT, f"Epoch {epoch} was reconciled by another admin server, or another epoch has begun.")
 
-    async def _end(self, sql: Any, epoch: int, plan: Plan) -> None:
+    async def _end(self, sql: Any, plan: Plan) -> None:
+        epoch = plan.epoch
         await self._require_open(sql, epoch)
         for username in plan.void_passwords:
             await sql.execute("DELETE FROM passwords WHERE username = :username", {"username": username})
@@ -374,6 +323,83 @@ class Reconciling:
                 await sql.execute(f"DELETE FROM {table} WHERE why IS NOT NULL")
 
         await self._ledger.database.transact("dismiss what is left", forget)
+
+
+@attrs.frozen(kw_only=True)
+class _Rows:
+    """What was handed in, as it is in the database."""
+
+    epoch: int
+    reconciled: bool
+    rebuilding: bool
+    handed_in: Sequence[Row]
+    claims: Sequence[Row]
+    held: Sequence[Row]
+    snapshot: list[Fact]
+
+
+async def _rows(sql: Any) -> _Rows:
+    ((epoch, reconciled, rebuilding),) = await sql.query("SELECT epoch, reconciled, rebuilding FROM cluster")
+    this = {"epoch": epoch}
+    return _Rows(
+        epoch=epoch,
+        reconciled=bool(reconciled),
+        rebuilding=bool(rebuilding),
+        handed_in=await sql.query("SELECT node, at_epoch, at_revision, blobs FROM handed_in WHERE epoch = :epoch ORDER BY node", this),
+        claims=await sql.query("SELECT node, body FROM claims WHERE epoch = :epoch ORDER BY node, number", this),
+        held=await sql.query("SELECT node, body FROM held WHERE epoch = :epoch ORDER BY node, attempt", this),
+        snapshot=await every_fact(sql),
+    )
+
+
+def _planned(rows: _Rows, without: Set[str], trusted: Set[str]) -> Plan:
+    if rows.reconciled:
+        raise Refusal(Code.CONFLICT, f"Epoch {rows.epoch} is reconciled already.")
+    unknown = sorted((without | trusted) - {row[0] for row in rows.handed_in})
+    if unknown:
+        raise Refusal(Code.BAD_REQUEST, f"Nothing was handed in by {', '.join(unknown)}.")
+    claims: dict[str, list[Claim]] = {}
+    for node, body in rows.claims:
+        claims.setdefault(node, []).append(decode_value(Claim, bytes(body)))
+    handed_in = {
+        node: HandedIn(position=Position(at_epoch, at_revision), claims=tuple(claims.get(node, ())))
+        for node, at_epoch, at_revision, _ in rows.handed_in
+        if node not in without
+    }
+    found = reconcile(rows.snapshot, handed_in, everything=rows.rebuilding)
+    plan = Plan(
+        epoch=rows.epoch,
+        facts=found.facts,
+        void_passwords=found.void_passwords,
+        left=found.left,
+        lost_blobs=(),
+        knows_most=None,
+        strangers={},
+    )
+    return _rebuilt(plan, rows, handed_in, trusted) if rows.rebuilding else plan
+
+
+def _rebuilt(plan: Plan, rows: _Rows, handed_in: Mapping[str, HandedIn], trusted: Set[str]) -> Plan:
+    """The plan for a catalogue that is made anew: checked against what is on the disks."""
+    most = knows_most(handed_in)
+    if most is None:
+        raise Refusal(Code.CONFLICT, "No node has handed in anything yet: without one there is nothing to make the catalogue from.")
+    disks: dict[str, dict[AttemptId, Sidecar]] = {node: {} for node, _, _, told in rows.handed_in if told}
+    for node, body in rows.held:
+        if node in disks:
+            sidecar = decode_value(Sidecar, bytes(body))
+            disks[node][sidecar.attempt] = sidecar
+    facts, without_content = on_disks(plan.facts, disks, handed_in)
+    files = {fact.id: fact for fact in (*rows.snapshot, *facts) if isinstance(fact, File)}
+    known = max(handed.position for handed in handed_in.values())
+    return attrs.evolve(
+        plan,
+        facts=tuple(facts),
+        left=(*plan.left, *without_content),
+        lost_blobs=tuple(lost_blobs(files.values(), disks, known)),
+        knows_most=most,
+        strangers={node: others for node, others in strangers(handed_in).items() if node not in trusted},
+    )
 
 
 def said(fact: Fact) -> str:

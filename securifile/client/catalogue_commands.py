@@ -28,7 +28,9 @@ async def epoch(context: Context) -> int:
 async def accept_epoch(context: Context) -> int:
     """Go on without the nodes that have not come."""
     arguments = context.arguments
-    state = await context.client.accept_epoch(without=arguments.without, trust=arguments.trust, dry_run=arguments.dry_run)
+    state: Json = {"under_way": True}
+    while state.get("under_way"):
+        state = await context.client.accept_epoch(without=arguments.without, trust=arguments.trust, dry_run=arguments.dry_run)
     context.console.result(state, lambda: _accepted(state))
     return 0
 

@@ -11,7 +11,7 @@ import pytest
 import pytest_twisted
 from twisted.internet.defer import Deferred
 
-from securifile.admin.operations_api import ANSWER_S
+from securifile.admin.lasting import ANSWER_S
 from securifile.admin.watch import ADMIN_SILENT_S
 from securifile.model.errors import PeerUnreachable
 from securifile.model.servers import ServerKind, Status

@@ -80,6 +80,8 @@ class FakeCluster:
         """What a repair answers, each time it is asked for."""
         self.explained: dict[str, Any] = {}
         self.epoch: dict[str, Any] = {}
+        self.accepting = 0
+        """How often it is still under way."""
         self.servers: list[FakeServer] = []
         self.seen: list[Seen] = []
         self.page = 100
@@ -351,7 +353,12 @@ class FakeServer(Resource):
         return answer(request, 200, {"path": unquote(rest), **self.cluster.explained})
 
     def _epoch(self, request: Any, seen: Seen, rest: str, query: dict[str, str]) -> bytes:
-        return answer(request, 200, {"dismissed": len(self.cluster.epoch["left"])} if rest == "dismiss" else self.cluster.epoch)
+        if rest == "dismiss":
+            return answer(request, 200, {"dismissed": len(self.cluster.epoch["left"])})
+        if rest == "accept" and self.cluster.accepting:
+            self.cluster.accepting -= 1
+            return answer(request, 202, {"under_way": True})
+        return answer(request, 200, self.cluster.epoch)
 
     def _settings(self, request: Any, seen: Seen, rest: str, query: dict[str, str]) -> bytes:
         if seen.method == "PATCH":

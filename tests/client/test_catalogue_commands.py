@@ -79,8 +79,10 @@ async def test_what_is_left_is_listed_until_it_is_dismissed(shell: Shell, cluste
 async def test_accepting_says_what_was_written(shell: Shell, cluster: FakeCluster) -> None:
     """Or, for a dry run, what would be, what would be left, and whom to speak about."""
     cluster.epoch = {**STATE, **PLAN, "reconciled": True}
+    cluster.accepting = 2
     ran = await shell("admin accept-epoch --without node5 --without node6 --trust node7")
     assert "Written, as node1 knows them: 2 people, 7 files, 1 folders, 3 rights, 4 sign-ins, 5 servers." in ran.out
+    assert len(cluster.asked("POST", "/api/v1/epoch/accept")) == 3, "until it was done"
     assert cluster.asked("POST", "/api/v1/epoch/accept")[-1].query == "without=node5%2Cnode6&trust=node7&dry_run=0"
     cluster.epoch = {**STATE, **PLAN, "dry_run": True, "strangers": {"node9": ["node1"]}, "would_be_left": [LEFT]}
     ran = await shell("admin accept-epoch --dry-run")
