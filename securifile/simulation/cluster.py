@@ -10,13 +10,14 @@ returning node is admitted is the cluster's business: here one only waits until 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import attrs
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -29,7 +30,7 @@ from securifile.admin.people import NewPerson
 from securifile.http.channel import http_factory
 from securifile.http.limits import HttpLimits
 from securifile.http.shared_api import SharedApi
-from securifile.model.errors import DatabaseUnavailable, OutcomeUnknown
+from securifile.model.errors import Code, DatabaseUnavailable, OutcomeUnknown, Refusal
 from securifile.model.facts import Change, Server, ServerGone
 from securifile.model.ids import Position
 from securifile.model.records import AuditRecord
@@ -65,6 +66,9 @@ IMAGE_S = 2.0
 """How often an index is certain to be on its disk: SQLite's WAL without fsync at each commit."""
 
 DATABASE_AGAIN_S = 1.0
+
+COMMAND_S = 40.0
+"""How long an operator waits for an answer."""
 
 REPAIR_S = 60.0
 """How long a node may take to read all that it has."""
@@ -311,6 +315,49 @@ class SimulatedCluster:
     def _admin(self, name: str) -> Admin | None:
         life = self.machines[name].life
         return None if life is None else life.admin
+
+    def lose_disk(self, name: str) -> None:
+        """All that was on the disk of a machine without power is gone; but for its key it comes back empty."""
+        machine = self.machines[name]
+        assert machine.life is None, f"{name} has a process"
+        machine.make_disk()
+
+    async def command(self, work: Callable[[Admin], Coroutine[Any, Any, Any]]) -> bool:
+        """What an operator asks of any admin server, again and again until one of them says yes or no; whether it was yes."""
+        while True:
+            for name in self.admins:
+                admin = self._admin(name)
+                if admin is None or self.machines[name].paused:
+                    continue
+                life = self.machines[name].life
+                # Of a process that dies nobody hears any more.
+                asking: Deferred[Any] = Deferred.fromCoroutine(work(admin)).addTimeout(COMMAND_S, self.time)
+                try:
+                    await asking
+                    return True
+                except Refusal as error:
+                    if error.code is not Code.CATALOGUE_UNAVAILABLE and self.machines[name].life is life:
+                        return False
+                except (OutcomeUnknown, DeferredTimeoutError):
+                    pass
+            await deferLater(self.time, DATABASE_AGAIN_S)
+
+    async def change_settings(self, **changed: Any) -> bool:
+        """Change the cluster's settings; False when they are refused."""
+
+        async def change(admin: Admin) -> None:
+            settings = attrs.evolve(admin.catalogue.roster.settings, **changed)
+            await admin.backend.enter(admin.catalogue.members.set_settings(settings))
+
+        return await self.command(change)
+
+    async def drain(self, name: str, draining: bool) -> bool:
+        """Have a node's copies made elsewhere, or no longer; False when it is refused."""
+        return await self.command(lambda admin: admin.backend.enter(admin.catalogue.members.drain(name, draining)))
+
+    async def set_offline(self, name: str, offline: bool) -> bool:
+        """Take a node offline, or back; False when it is refused."""
+        return await self.command(lambda admin: admin.backend.enter(admin.catalogue.members.set_offline(name, offline)))
 
     async def operate(self, name: str) -> None:
         """What an operator does about a node that failed: offline, repair, online."""

@@ -42,6 +42,8 @@ class DatabaseServer:
         """Probability that the answer to a COMMIT is lost."""
         self.committed: list[tuple[float, Position]] = []
         """When each revision was committed, in order."""
+        self.watcher: Callable[[Change], None] = lambda change: None
+        """Called with each change at the instant of its commit."""
         self._time = time
         self._chance = chance
 
@@ -62,12 +64,22 @@ class DatabaseServer:
         rows = self.engine.sql.query_now("SELECT epoch, revision FROM cluster") if self._has_tables() else []
         if rows:
             position = Position(*rows[0])
-            if not self.committed or position != self.committed[-1][1]:
+            before = self.committed[-1][1] if self.committed else Position(0, 0)
+            if position != before:
                 self.committed.append((self._time.seconds(), position))
+                for _, change in self._changes_after(before):
+                    self.watcher(change)
 
     def changes(self) -> list[tuple[Position, Change]]:
         """Every change there is, in order."""
-        rows = self.engine.sql.query_now("SELECT epoch, revision, body FROM changes ORDER BY epoch, revision")
+        return self._changes_after(Position(0, -1))
+
+    def _changes_after(self, position: Position) -> list[tuple[Position, Change]]:
+        rows = self.engine.sql.query_now(
+            "SELECT epoch, revision, body FROM changes WHERE epoch > :epoch OR (epoch = :epoch AND revision > :revision)"
+            " ORDER BY epoch, revision",
+            {"epoch": position.epoch, "revision": position.revision},
+        )
         return [(Position(row[0], row[1]), decode_value(Change, bytes(row[2]))) for row in rows]
 
     def ask_now(self, question: Callable[[Any], Awaitable[T]]) -> T:

@@ -6,11 +6,13 @@ know which node was cut off, and since when.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import attrs
+from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
+from securifile.model.ids import AttemptId
 from securifile.simulation.chance import Chance
 from securifile.simulation.cluster import DATA, SimulatedCluster
 
@@ -37,6 +39,7 @@ class Climate:
         ("cut", 4),
         ("one-way", 4),
         ("slow-link", 3),
+        ("lossy-link", 3),
         ("break", 8),
         ("slow-disk", 2),
         ("full-disk", 2),
@@ -46,6 +49,10 @@ class Climate:
         ("admin-stop", 2),
         ("wall", 2),
         ("rot", 3),
+        ("lost-disk", 1),
+        ("offline", 1),
+        ("drain", 1),
+        ("replicas", 1),
     )
 
 
@@ -66,6 +73,12 @@ class Storm:
         """From when on which node could reach an admin server or more than half of the nodes."""
         self.rotten: dict[str, str] = {}
         """Attempts of which one copy has rotted, and on which node."""
+        self.lost_disks: list[str] = []
+        """The node that lost its disk. One at most: a write is answered when two copies are durable."""
+        self.rotting: set[AttemptId] = set()
+        """Those that rotted while their node's process lived, or were read in part only: it may have been verified before."""
+        self.commands: list[Deferred[None]] = []
+        """What operators began."""
         self._cluster = cluster
         self._chance = chance
         self._climate = climate
@@ -139,6 +152,11 @@ class Storm:
                 if chance.happens(0.5):
                     return self._block([(source, one) for one in targets])
                 return self._block([(one, source) for one in targets])
+            case "lossy-link":
+                one, other = chance.shuffled(servers)[:2]
+                share = chance.between(0.01, 0.5)
+                cluster.network.lose(one, other, share)
+                return f"{one} {other} {share:.2f}", lambda: cluster.network.lose(one, other, 0.0)
             case "slow-link":
                 one, other = chance.shuffled(servers)[:2]
                 factor = chance.between(10.0, 1000.0)
@@ -162,6 +180,16 @@ class Storm:
                 return f"{cluster.database.lost_answers:.2f}", lambda: setattr(cluster.database, "lost_answers", 0.0)
             case "rot":
                 return self._rot(node)
+            case "lost-disk":
+                return self._lose_disk(node)
+            case "offline":
+                return self._order(node, lambda begins: cluster.set_offline(node, begins))
+            case "drain":
+                return self._order(node, lambda begins: cluster.drain(node, begins))
+            case "replicas":
+                usual = cluster.settings.replicas
+                other_r = chance.pick([r for r in (usual - 1, usual + 1) if 1 <= r < len(cluster.nodes)] or [usual])
+                return self._order(f"{other_r}", lambda begins: cluster.change_settings(replicas=other_r if begins else usual))
             case "wall":
                 server = chance.pick(servers)
                 ahead_s = chance.between(-3600.0, 3600.0)
@@ -218,6 +246,8 @@ class Storm:
 
     def _rot(self, name: str) -> tuple[str, Ending] | None:
         """One byte of one blob is another one. Never in two copies of the same blob: then nobody could help."""
+        if self.lost_disks:
+            return None
         files = self._cluster.machines[name].files
         blobs = [
             (path, len(data))
@@ -227,9 +257,39 @@ class Storm:
         if not blobs:
             return None
         path, length = self._chance.pick(blobs)
-        self.rotten[path.rpartition("/")[2]] = name
+        attempt = path.rpartition("/")[2]
+        self.rotten[attempt] = name
+        if self._cluster.machines[name].life is not None or self._cluster.settings.verification_budget_s == 0:
+            self.rotting.add(AttemptId(bytes.fromhex(attempt)))
         files.rot(path, self._chance.below(length))
         return f"{name} {path}", lambda: None
+
+    def _lose_disk(self, name: str) -> tuple[str, Ending] | None:
+        """The machine breaks, and is mended with an empty disk."""
+        if self.lost_disks or self.rotten or self._cluster.settings.copies_needed < 2:
+            return None
+        if self._cluster.machines[name].life is not None:
+            self._cluster.cut_power(name)
+        self.lost_disks.append(name)
+        self._cluster.lose_disk(name)
+        return name, lambda: self._start([name])
+
+    def _order(self, what: str, order: Callable[[bool], Awaitable[bool]]) -> tuple[str, Ending]:
+        """What an operator orders, and takes back: one after the other, however long each takes."""
+
+        async def obey(begins: bool, before: Deferred[None] | None) -> None:
+            if before is not None:
+                await before
+            await order(begins)
+
+        begun: Deferred[None] = Deferred.fromCoroutine(obey(True, None))
+        ended: Deferred[None] = Deferred()
+        self.commands += [begun, ended]
+
+        def end() -> None:
+            Deferred.fromCoroutine(obey(False, begun)).chainDeferred(ended)
+
+        return what, end
 
     def _fill(self, name: str) -> tuple[str, Ending]:
         files = self._cluster.machines[name].files

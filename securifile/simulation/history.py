@@ -69,6 +69,8 @@ class Operation:
     partial: bytes = attrs.field(default=b"", repr=False)
     """What of it had come when the answer broke off."""
     hops: int = 0
+    given: list[tuple[float, int]] = attrs.field(factory=list, repr=False)
+    """Of a slow read: how many bytes the server had given to the network by when."""
 
     @property
     def text(self) -> str:

@@ -29,6 +29,9 @@ Seen = tuple[EntryId, int] | None
 STANDING_S = 1.25
 """How long a node may go on serving after nobody acknowledges it any more: 2.5 heartbeat intervals."""
 
+REVOKED_S = 1.0
+"""How long after its end was answered a right may still be used by a transfer under way."""
+
 MARGIN_S = 0.05
 
 
@@ -247,6 +250,7 @@ class Judge:
         for operation in self._operations:
             if operation.kind is Kind.READ:
                 self._check_read(operation, done)
+                self._check_cut(operation, done)
             elif operation.kind is Kind.WRITE and operation.outcome is Outcome.REFUSED:
                 digest = hashlib.sha256(content_of(operation.number, operation.size)).digest()
                 if digest in self.truth.digests:
@@ -345,6 +349,23 @@ class Judge:
             f"{_words(seen)} was read where only {', '.join(map(_words, possible))} can be (revisions {low} to {high})",
             operation,
         )
+
+    def _check_cut(self, operation: Operation, done: list[tuple[float, int]]) -> None:
+        """Of what one may not read any more nothing is given, in the middle of a transfer either."""
+        if not operation.given:
+            return
+        timeline = self.truth.timelines[operation.person, operation.path]
+        began, last = operation.given[0][0], operation.given[-1][0]
+        for told_at, revision in done:
+            if not began < told_at < last - REVOKED_S or not timeline.changes_at(revision):
+                continue
+            if any(state is not None for state in timeline.between(revision, self.truth.revision_at(last))):
+                continue
+            late = [given for at, given in operation.given if at > told_at + REVOKED_S + MARGIN_S]
+            if late and late[-1] > late[0]:
+                told = f"there was nothing to read since {told_at:.3f}, and {late[-1] - late[0]} bytes were given {REVOKED_S} s later"
+                self._accuse("a right that was taken ends transfers, too", told, operation)
+                return
 
     # --- standing ---
 

@@ -2,8 +2,7 @@
 
 Each way between two hosts has its own delay with jitter, and may be cut in one direction only. A process that is paused reads nothing;
 one that has died resets its connections; a machine without power says nothing at all, until it is up again and resets what
-others still take for connections. Lost packets are not drawn one by one: TCP hides them, but for the delay, and for
-connections that break.
+others still take for connections. Of a lost, doubled or reordered packet TCP shows nothing but a delay, and connections that break.
 """
 
 from __future__ import annotations
@@ -27,6 +26,9 @@ from securifile.simulation.clock import VirtualTime
 LATENCY_S = 0.0005
 """One way within a house."""
 
+RETRANSMITTED_S = (0.2, 0.8)
+"""What a lost packet costs: TCP sends it again after at least 200 ms, and waits twice as long when that is lost, too."""
+
 AGAIN_S = 0.05
 """How often a connection attempt that meets silence is looked at again: finer than any timeout."""
 
@@ -43,6 +45,7 @@ class Weather(MemoryNetwork):
         self._jitter = jitter
         self._blocked: set[tuple[str, str]] = set()
         self._slow: dict[frozenset[str], float] = {}
+        self._lossy: dict[frozenset[str], float] = {}
         self._asleep: set[str] = set()
         self._dark: set[str] = set()
         self.buried: list[Any] = []
@@ -53,7 +56,10 @@ class Weather(MemoryNetwork):
     def delay_s(self, here: str, there: str) -> float:
         """See `MemoryNetwork`."""
         factor = self._slow.get(frozenset((here, there)), 1.0) if self._slow else 1.0
-        return self.latency_s * factor * (1.0 + self._jitter * self._chance.fraction())
+        delay_s = self.latency_s * factor * (1.0 + self._jitter * self._chance.fraction())
+        if self._lossy and self._chance.happens(self._lossy.get(frozenset((here, there)), 0.0)):
+            delay_s += self._chance.between(*RETRANSMITTED_S)
+        return delay_s
 
     def is_cut(self, one: str, other: str) -> bool:
         """Whether nothing passes from `one` to `other`."""
@@ -105,6 +111,10 @@ class Weather(MemoryNetwork):
     def slow(self, one: str, other: str, factor: float) -> None:
         """From now on everything takes so many times longer between the two; 1 is as usual."""
         self._slow[frozenset((one, other))] = factor
+
+    def lose(self, one: str, other: str, probability: float) -> None:
+        """From now on so many packets between the two have to be sent again; 0 is as usual."""
+        self._lossy[frozenset((one, other))] = probability
 
     def sleep(self, host: str) -> None:
         """The process on that host is paused."""

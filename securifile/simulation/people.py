@@ -29,6 +29,9 @@ PATIENCE_S = 40.0
 
 HOPS_MAX = 5
 
+SLOW_S = 0.4
+"""A slow reader takes a piece so often."""
+
 CERTAIN = frozenset({503, 507})
 """Statuses of a 5xx that promise that nothing was done."""
 
@@ -46,7 +49,19 @@ class HttpAnswer:
 class _Exchange(Protocol):
     """One request and its answer on a connection of their own."""
 
-    def __init__(self, head: bytes, pieces: list[bytes], pause_s: float, clock: IReactorTime, done: Deferred[HttpAnswer | None]) -> None:
+    def __init__(
+        self,
+        head: bytes,
+        pieces: list[bytes],
+        pause_s: float,
+        clock: IReactorTime,
+        done: Deferred[HttpAnswer | None],
+        given: list[tuple[float, int]] | None = None,
+    ) -> None:
+        """Args:
+        given: where it is noted how much the server has given, if this is to read slowly.
+        """
+        self._given = given
         self._head = head
         self._pieces = pieces
         self._pause_s = pause_s
@@ -59,6 +74,18 @@ class _Exchange(Protocol):
         """Ask."""
         self._send(self._head)
         self._go_on()
+        if self._given is not None:
+            self._look()
+
+    def _look(self) -> None:
+        """Take the next piece, and note what the server has given by now."""
+        if self._over:
+            return
+        transport: Any = self.transport
+        assert self._given is not None
+        self._given.append((self._clock.seconds(), transport.other.sent_bytes))
+        transport.resumeProducing()
+        self._clock.callLater(SLOW_S, self._look)
 
     def _go_on(self) -> None:
         if self._over:
@@ -75,6 +102,9 @@ class _Exchange(Protocol):
     def dataReceived(self, data: bytes) -> None:
         """Part of the answer."""
         self._received += data
+        if self._given is not None:
+            transport: Any = self.transport
+            transport.pauseProducing()
         answer = _parse(self._received)
         if answer is not None and answer.whole:
             self._end(answer)
@@ -134,6 +164,8 @@ class Habits:
     """At most between two wishes."""
     large: float = 0.05
     """Part of the writes that are large, and slow to send."""
+    slow: float = 0.1
+    """Part of the reads that are slow to take what comes."""
     weights: tuple[tuple[Kind, int], ...] = (
         (Kind.READ, 50),
         (Kind.WRITE, 30),
@@ -250,7 +282,8 @@ class Person:
         """Read a file."""
         operation = self._operation(Kind.READ, path, server)
         relay = "?relay=1" if self._chance.happens(0.3) else ""
-        answer = await self._do(operation, "GET", f"/api/v1/files/{path}{relay}")
+        slow = self._chance.happens(self._habits.slow)
+        answer = await self._do(operation, "GET", f"/api/v1/files/{path}{relay}", slow=slow)
         if answer is not None and answer.status == 200:
             if answer.whole:
                 operation.content = answer.content
@@ -286,14 +319,16 @@ class Person:
         return operation
 
     async def _do(
-        self, operation: Operation, method: str, target: str, body: bytes | None = None, *, json_body: bool = False
+        self, operation: Operation, method: str, target: str, body: bytes | None = None, *, json_body: bool = False, slow: bool = False
     ) -> HttpAnswer | None:
         answer: HttpAnswer | None = None
         host = operation.server
         signed_in_at = host
         for hops in range(HOPS_MAX):
             operation.hops, operation.answered_by, operation.asked_last = hops, host, self._clock.seconds()
-            answer = await self._ask(host, method, target, body, json_body, with_token=host == signed_in_at)
+            operation.given.clear()
+            given = operation.given if slow else None
+            answer = await self._ask(host, method, target, body, json_body, with_token=host == signed_in_at, given=given)
             if answer is None or answer.status != 307:
                 break
             location = urlsplit(answer.headers["location"])
@@ -320,7 +355,15 @@ class Person:
         return Outcome.UNKNOWN
 
     def _ask(
-        self, host: str, method: str, target: str, body: bytes | None, json_body: bool, with_token: bool
+        self,
+        host: str,
+        method: str,
+        target: str,
+        body: bytes | None,
+        json_body: bool,
+        *,
+        with_token: bool,
+        given: list[tuple[float, int]] | None,
     ) -> Deferred[HttpAnswer | None]:
         lines = [f"{method} {target} HTTP/1.1", f"Host: {host}:{HTTP_PORT}", "Connection: close"]
         if with_token and self._token is not None:
@@ -332,7 +375,7 @@ class Person:
         head = "\r\n".join([*lines, "", ""]).encode("ascii")
         pieces, pause_s = self._pieces(body or b"")
         done: Deferred[HttpAnswer | None] = Deferred()
-        factory: Any = Factory.forProtocol(lambda: _Exchange(head, pieces, pause_s, self._clock, done))
+        factory: Any = Factory.forProtocol(lambda: _Exchange(head, pieces, pause_s, self._clock, done, given))
         nobody = PeerIdentity(cluster=CLUSTER, kind=ServerKind.NODE, name=host)
         connecting = self._cluster.network.connector_of(self._host, self._clock)(HostPort(host, HTTP_PORT), nobody).connect(factory)
         wires: list[Any] = []

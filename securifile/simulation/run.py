@@ -13,13 +13,16 @@ from twisted.internet.defer import Deferred
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from twisted.python.failure import Failure
 
+from securifile.model.entries import Version
+from securifile.model.facts import Change, File, Server
 from securifile.model.servers import Status
 from securifile.model.settings import ClusterSettings
-from securifile.simulation.cluster import DATA, Parts, SimulatedCluster
-from securifile.simulation.faults import CALM, Climate, Storm
+from securifile.simulation.cluster import Parts, SimulatedCluster
+from securifile.simulation.faults import BLOBS, CALM, Climate, Storm
 from securifile.simulation.history import Kind, Operation, Outcome
 from securifile.simulation.invariants import Judge, Violation
 from securifile.simulation.people import Habits, Person
+from securifile.sql import directory
 
 SETTLING_S = 2.0
 
@@ -41,6 +44,9 @@ OPERATOR_ROUNDS = 5
 
 RECOVERY_S = 120.0
 """Within which a cluster without faults runs again, and every wish has ended."""
+
+SETTLES_S = 60.0
+"""Within which each file has the right number of copies again, where nothing waits for a grace time."""
 
 DURABLE = "what was acknowledged is durable"
 
@@ -132,6 +138,8 @@ class Run:
         self._found: list[Violation] = []
         self.repaired = 0
         """How many nodes the operator had to repair."""
+        self._statuses: dict[str, Status] = {}
+        self.cluster.database.watcher = self._committed
         self._logged: list[str] = []
         self.tracebacks: list[str] = []
         """Of the first surprises."""
@@ -174,13 +182,16 @@ class Run:
             if machine.life is None:
                 cluster.start(name)
         self._say("all faults have ended")
-        if not self._recovers(lambda: all(life.called for life in [*lives, raging])):
+        waiting = [*lives, raging, *(command.addErrback(cluster.failures.append) for command in self.storm.commands)]
+        if not self._recovers(lambda: all(one.called for one in waiting)):
             self._accuse("the cluster recovers", f"after {RECOVERY_S} s: " + ", ".join(self._reasons()))
             return
         self._say("the cluster runs again")
         # Clocks that were wrong until now are right for everybody after the next heartbeats.
         cluster.run(SETTLING_S)
         cluster.wait(self._look_at_everything(), RECOVERY_S * 10)
+        if not cluster.run(SETTLES_S, lambda: self._unsettled() is None):
+            self._accuse("the right number of copies comes back", self._unsettled() or "")
         self._check_copies()
         self._check_audit()
 
@@ -239,15 +250,47 @@ class Run:
     def _check_copies(self) -> None:
         """Each copy that the catalogue calls durable is on that node's disk, whole, if it did not rot there."""
         trees = {name: self.cluster.machines[name].files.tree() for name in self.cluster.nodes}
-        for path, file in self._judge().truth.files:
+        for file in self._catalogued():
             for copy in file.version.copies:
-                attempt = str(file.version.attempt)
-                if not copy.durable or copy.node not in trees or self.storm.rotten.get(attempt) == copy.node:
-                    continue
-                data = next((data for at, data in trees[copy.node].items() if at.startswith(DATA) and at.endswith(f"/{attempt}")), None)
-                if data is None or hashlib.sha256(data).digest() != file.version.digest:
-                    what = "missing" if data is None else "damaged"
-                    self._accuse(DURABLE, f"{path} version {file.version.number}: the copy on {copy.node} is {what}")
+                if copy.durable and copy.node in trees and self.storm.rotten.get(str(file.version.attempt)) != copy.node:
+                    what = _what_is_wrong(trees[copy.node], file.version)
+                    if what is not None:
+                        told = f"{file.id} ({file.name}) version {file.version.number}: the copy on {copy.node} is {what}"
+                        self._accuse(DURABLE, told)
+
+    def _catalogued(self) -> list[File]:
+        """Every file there is, as the catalogue has it now."""
+        return self.cluster.database.ask_now(_files)
+
+    def _unsettled(self) -> str | None:
+        """A file without the right number of copies; None when there is none."""
+        cluster = self.cluster
+        running = {name for name, server in cluster.roster.items() if server.status is Status.RUNNING}
+        wanted = min(cluster.settings.copies_wanted, len(running))
+        for file in self._catalogued():
+            durable = [copy.node for copy in file.version.copies if copy.durable]
+            if len(file.version.copies) != wanted or len(durable) != wanted or not running.issuperset(durable):
+                copies = ", ".join(f"{copy.node}{'' if copy.durable else ' (pending)'}" for copy in file.version.copies)
+                return f"{file.id} ({file.name}) version {file.version.number} has {copies or 'no copy'} where {wanted} are wanted"
+        return None
+
+    def _committed(self, change: Change) -> None:
+        """What has to be true at the instant at which the catalogue admits a node."""
+        for fact in change.facts:
+            if isinstance(fact, Server):
+                if fact.status is Status.RUNNING and self._statuses.get(fact.name, Status.RUNNING) is not Status.RUNNING:
+                    self._check_admitted(fact.name)
+                self._statuses[fact.name] = fact.status
+
+    def _check_admitted(self, name: str) -> None:
+        """A node that is admitted has what it should have; what rots while it is verified it need not know."""
+        tree = self.cluster.machines[name].files.tree()
+        for file in self._catalogued():
+            if any(copy.node == name and copy.durable for copy in file.version.copies) and file.version.attempt not in self.storm.rotting:
+                what = _what_is_wrong(tree, file.version)
+                if what is not None:
+                    told = f"{name} was admitted, and its copy of {file.id} version {file.version.number} is {what}"
+                    self._accuse("who is admitted has what it should have", told)
 
     def _check_audit(self) -> None:
         """Every change that was answered 2xx was written down once, before its answer; no access is written down twice.
@@ -305,6 +348,19 @@ class Run:
             seconds=cluster.time.now,
             events=cluster.time.fired,
         )
+
+
+async def _files(sql: Any) -> list[File]:
+    rows = await sql.query("SELECT id FROM entries WHERE number IS NOT NULL ORDER BY id")
+    return await directory.files(sql, [bytes(row[0]) for row in rows])
+
+
+def _what_is_wrong(tree: dict[str, bytes], version: Version) -> str | None:
+    """With a version's copy among the files of a disk; None when it is sound."""
+    data = next((data for at, data in tree.items() if at.startswith(BLOBS) and at.endswith(f"/{version.attempt}")), None)
+    if data is None:
+        return "missing"
+    return None if hashlib.sha256(data).digest() == version.digest else "damaged"
 
 
 def simulate(scene: Scene) -> Report:

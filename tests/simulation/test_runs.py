@@ -5,26 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from typing import Any
 
 import attrs
 import pytest
-from twisted.internet.defer import succeed
 
-from securifile.admin.catalogue import Catalogue
-from securifile.admin.files import Files
-from securifile.model.facts import File
-from securifile.model.settings import ClusterSettings
-from securifile.model.standing import Standing
-from securifile.node.composition import Node
-from securifile.protocol import messages as m
 from securifile.simulation.cluster import Parts
 from securifile.simulation.faults import CALM, Climate
 from securifile.simulation.history import Kind
-from securifile.simulation.people import Habits
 from securifile.simulation.run import Report, Scene, simulate, wishes_done
 from securifile.simulation.scenes import any_scene
-from securifile.sql import directory
+from tests.simulation.mutants import CONTENTION, MUTANTS, Unlocked
 
 RUNS = int(os.environ.get("SECURIFILE_SIMULATED_RUNS", "30"))
 """How many seeds of each size of cluster; the long run sets more."""
@@ -36,21 +26,6 @@ ONLY: dict[str, Climate] = {
     "database": Climate(weights=(("database-away", 1), ("lost-answers", 3), ("admin-crash", 1))),
 }
 """Weather of one kind."""
-
-
-CROWDED = Habits(folders=("",), names=("one",))
-"""One file each."""
-
-CONTENTION = Scene(
-    seed=0,
-    people=1,
-    devices=5,
-    climate=Climate(pause_s=1.0, lasts_s=2.0, weights=(("stop", 2), ("break", 2), ("slow-link", 1), ("lost-answers", 1))),
-    habits=Habits(folders=("",), names=("one",), large=0.4, weights=((Kind.WRITE, 6), (Kind.READ, 2))),
-    settings=ClusterSettings(lease_s=1.0),
-    seconds=15,
-)
-"""Everybody writes the same file, and servers stop for about as long as a lease lasts: too short for others to hold them for down."""
 
 
 def check(report: Report) -> None:
@@ -69,10 +44,10 @@ def test_without_faults_people_get_what_they_want() -> None:
 @pytest.mark.parametrize("seed", range(RUNS))
 def test_three_nodes_in_any_weather(seed: int) -> None:
     """No guarantee is broken by any faults."""
-    check(simulate(Scene(seed=seed, climate=Climate(), seconds=20)))
+    check(simulate(Scene(seed=seed, climate=Climate(), seconds=10)))
 
 
-@pytest.mark.parametrize("seed", range(1000, 1000 + 2 * RUNS))
+@pytest.mark.parametrize("seed", range(1000, 1000 + 4 * RUNS))
 def test_any_scene(seed: int) -> None:
     """Nor in larger clusters, whatever the weather, the settings and the people are."""
     check(simulate(any_scene(seed)))
@@ -121,71 +96,6 @@ def test_a_run_does_not_depend_on_the_process() -> None:
 # --- a guarantee's code is taken out ---
 
 
-class Servile(Node):
-    """Serves people whatever others hold it for."""
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        cluster: Any = self.cluster
-        cluster.standing = lambda: Standing(serves=True, reason="always")
-
-
-class Hasty(Node):
-    """Answers before other servers know."""
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        spreading: Any = self.cluster.spreading
-        spreading.spread = lambda position, facts: succeed(None)
-
-
-class Unlocked(Node):
-    """Lets any number of people modify a file at once."""
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        locks: Any = self.cluster.locks
-        locks.take = lambda key, attempt, person, first: succeed(NoLock())
-
-
-class NoLock:
-    """What an unlocked node has for a lock."""
-
-    def release(self) -> None:
-        """Nothing."""
-
-
-class LastWins(Files):
-    """Takes any commit for the version that it says: no compare-and-swap."""
-
-    async def _writable(self, sql: Any, asked: m.Commit, now: float) -> File | None:
-        entry = await directory.entry_by_id(sql, asked.file)
-        if not isinstance(entry, File):
-            return await super()._writable(sql, asked, now)
-        await sql.execute(
-            "DELETE FROM versions WHERE file = :file AND number = :number", {"file": asked.file.value, "number": asked.number}
-        )
-        return entry
-
-
-class Careless(Catalogue):
-    """A catalogue of such files."""
-
-    def __init__(self, database: Any, **keywords: Any) -> None:
-        super().__init__(database, **keywords)
-        self.files = LastWins(self.ledger, keywords["wall"])
-
-
-MUTANTS = {
-    "standing": Scene(seed=0, seconds=20, climate=Climate(), parts=Parts(node=Servile)),
-    "spreading": Scene(
-        seed=0, seconds=20, devices=2, climate=attrs.evolve(ONLY["network"], pause_s=2.0), habits=CROWDED, parts=Parts(node=Hasty)
-    ),
-    "fsync": Scene(seed=0, seconds=20, climate=Climate(weights=(("power", 3), ("power-all", 1))), parts=Parts(obeys_fsync=False)),
-    "locks and compare-and-swap": attrs.evolve(CONTENTION, parts=Parts(node=Unlocked, catalogue=Careless)),
-}
-
-
 @pytest.mark.parametrize("name", sorted(MUTANTS))
 def test_what_is_taken_out_is_missed(name: str) -> None:
     """Without it, some run of the size that is tested always breaks a guarantee."""
@@ -196,3 +106,17 @@ def test_what_is_taken_out_is_missed(name: str) -> None:
         if found is not None:
             break
     assert found is not None, "no run noticed"
+
+
+def test_locks_refuse_early() -> None:
+    """With them nobody's upload is refused after its body was taken; without them many are."""
+    calm = attrs.evolve(CONTENTION, climate=CALM, seconds=10)
+    locked, unlocked = simulate(calm), simulate(attrs.evolve(calm, parts=Parts(node=Unlocked)))
+    check(locked)
+    check(unlocked)
+    assert refusals(locked, "conflict") == 0 and refusals(locked, "locked") > 10
+    assert refusals(unlocked, "conflict") > 5 and refusals(unlocked, "locked") == 0
+
+
+def refusals(report: Report, code: str) -> int:
+    return sum(one.kind is Kind.WRITE and one.code == code for one in report.operations)

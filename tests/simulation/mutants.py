@@ -1,0 +1,185 @@
+"""Clusters of which one guarantee's code has been taken out, each with the scene in which that is missed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+from twisted.internet.defer import succeed
+
+from securifile.admin.catalogue import Catalogue
+from securifile.admin.files import Files
+from securifile.model.errors import CorruptBlock
+from securifile.model.facts import File
+from securifile.model.proofs import Report
+from securifile.model.settings import ClusterSettings
+from securifile.model.standing import Standing
+from securifile.node.blobs import DiskBlobs
+from securifile.node.composition import Node
+from securifile.protocol import messages as m
+from securifile.simulation.cluster import Parts
+from securifile.simulation.faults import Climate
+from securifile.simulation.history import Kind
+from securifile.simulation.people import Habits
+from securifile.simulation.run import Scene
+from securifile.sql import directory
+
+CROWDED = Habits(folders=("",), names=("one",))
+"""One file each."""
+
+CONTENTION = Scene(
+    seed=0,
+    people=1,
+    devices=5,
+    climate=Climate(pause_s=1.0, lasts_s=2.0, weights=(("stop", 2), ("break", 2), ("slow-link", 1), ("lost-answers", 1))),
+    habits=Habits(folders=("",), names=("one",), large=0.4, weights=((Kind.WRITE, 6), (Kind.READ, 2))),
+    settings=ClusterSettings(lease_s=1.0),
+    seconds=15,
+)
+"""Everybody writes the same file, and servers stop for about as long as a lease lasts: too short for others to hold them for down."""
+
+OVERSLEPT = attrs.evolve(
+    CONTENTION,
+    devices=8,
+    climate=Climate(pause_s=1.0, lasts_s=4.5, least_s=2.0, weights=(("stop", 1),)),
+    settings=ClusterSettings(lease_s=1.0, heartbeat_interval_s=0.5, heartbeats_missed_max=12),
+    seconds=20,
+)
+"""Writers are stopped for longer than their lease lasts, and not long enough to be held for down: another writes, then they go on."""
+
+ROTTEN = Scene(
+    seed=0,
+    seconds=20,
+    climate=Climate(pause_s=0.5, lasts_s=1.0, weights=(("rot", 1),)),
+    habits=Habits(folders=("",), weights=((Kind.READ, 5), (Kind.WRITE, 1), (Kind.GRANT, 1))),
+    settings=ClusterSettings(scrub_bytes_s=0.0),
+)
+"""Nobody but the readers looks at the disks."""
+
+RETURNING = Scene(
+    seed=0,
+    seconds=20,
+    climate=Climate(pause_s=1.0, lasts_s=3.0, weights=(("lost-disk", 1), ("power", 2))),
+    habits=Habits(folders=("",), weights=((Kind.READ, 1), (Kind.WRITE, 3))),
+    settings=ClusterSettings(scrub_bytes_s=0.0),
+)
+"""A machine comes back with an empty disk."""
+
+AWAY = Scene(
+    seed=0,
+    seconds=20,
+    devices=2,
+    climate=Climate(pause_s=0.5, lasts_s=1.4, least_s=0.3, weights=(("isolate", 1), ("cut", 2), ("one-way", 2))),
+    habits=attrs.evolve(CROWDED, think_s=0.2),
+)
+"""Nodes are cut off for as long as their standing lasts, and come back without having heard what changed."""
+
+
+class Servile(Node):
+    """Serves people whatever others hold it for."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        cluster: Any = self.cluster
+        cluster.standing = lambda: Standing(serves=True, reason="always")
+
+
+class Premature(Node):
+    """Serves people before it has caught up with what it has heard of."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        cluster: Any = self.cluster
+        standing = cluster.standing
+
+        def premature() -> Standing:
+            judged: Standing = standing()
+            return Standing(serves=True, reason="others say that it runs") if judged.behind else judged
+
+        cluster.standing = premature
+
+
+class Credulous(Node):
+    """A challenger who finds everything good."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        verification: Any = self._verification
+        name = arguments[2].name
+
+        async def verify(peer: Any, asked: m.Verify) -> m.Verified:
+            return m.Verified(report=Report(challenger=name, files=1, bytes=1, whole=True))
+
+        verification._verify = verify
+
+
+class Blind(DiskBlobs):
+    """Hands out blocks as they are on the disk."""
+
+    def __init__(self, **keywords: Any) -> None:
+        super().__init__(**keywords)
+        folder: Any = self._folder
+
+        def blocks(descriptor: int, loaded: Any, start: int, stop: int) -> tuple[list[bytes], CorruptBlock | None]:
+            return [folder.files.read(descriptor, stop - start, start)], None
+
+        folder.blocks = blocks
+
+
+class Hasty(Node):
+    """Answers before other servers know."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        spreading: Any = self.cluster.spreading
+        spreading.spread = lambda position, facts: succeed(None)
+
+
+class Unlocked(Node):
+    """Lets any number of people modify a file at once."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        locks: Any = self.cluster.locks
+        locks.take = lambda key, attempt, person, first: succeed(NoLock())
+
+
+class NoLock:
+    """What an unlocked node has for a lock."""
+
+    def release(self) -> None:
+        """Nothing."""
+
+
+class LastWins(Files):
+    """Takes any commit for the version that it says: no compare-and-swap."""
+
+    async def _writable(self, sql: Any, asked: m.Commit, now: float) -> File | None:
+        entry = await directory.entry_by_id(sql, asked.file)
+        if not isinstance(entry, File):
+            return await super()._writable(sql, asked, now)
+        await sql.execute(
+            "DELETE FROM versions WHERE file = :file AND number = :number", {"file": asked.file.value, "number": asked.number}
+        )
+        return entry
+
+
+class Careless(Catalogue):
+    """A catalogue of such files."""
+
+    def __init__(self, database: Any, **keywords: Any) -> None:
+        super().__init__(database, **keywords)
+        self.files = LastWins(self.ledger, keywords["wall"])
+
+
+MUTANTS = {
+    "block check on reads": attrs.evolve(ROTTEN, parts=Parts(blobs=Blind)),
+    "catch-up": attrs.evolve(AWAY, parts=Parts(node=Premature)),
+    "compare-and-swap": attrs.evolve(OVERSLEPT, parts=Parts(catalogue=Careless)),
+    "fsync": Scene(seed=0, seconds=20, climate=Climate(weights=(("power", 3), ("power-all", 1))), parts=Parts(obeys_fsync=False)),
+    "locks and compare-and-swap": attrs.evolve(CONTENTION, parts=Parts(node=Unlocked, catalogue=Careless)),
+    "spreading": attrs.evolve(AWAY, parts=Parts(node=Hasty)),
+    "standing": Scene(seed=0, seconds=20, climate=Climate(), parts=Parts(node=Servile)),
+    "verification": attrs.evolve(RETURNING, parts=Parts(node=Credulous)),
+}
+"""By what is missing. What a lock alone is good for, see `test_locks_refuse_early`."""
