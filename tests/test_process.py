@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 
 from securifile.admin.plugin import Options as AdminOptions
 from securifile.local.processes import environment
+from securifile.node.enrolment import MEMBERSHIP
 from securifile.node.plugin import Options as NodeOptions
 from securifile.process import CannotStart, FolderTaken, check_public, run_on_monotonic_time, take_folder, why_not
 
@@ -53,6 +54,22 @@ def test_our_own_errors() -> None:
     """What nobody but a programmer can put right has no sentence; it gets its traceback."""
     assert why_not(Failure(KeyError("roster"))) is None
     assert why_not(Failure(CannotStart("no database"))) == "no database"
+
+
+def test_a_token_is_for_the_first_start(tmp_path: Path) -> None:
+    """A node that has joined starts with the same command line when the file with its token has gone, or is empty after a power cut."""
+    words = ["--data", str(tmp_path), "--listen", "127.0.0.1", "--join-file", str(tmp_path / "token")]
+    with pytest.raises(usage.UsageError, match="No such file"):
+        NodeOptions().parseOptions(words)
+    (tmp_path / "token").touch()
+    with pytest.raises(usage.UsageError, match="no join token"):
+        NodeOptions().parseOptions(words)
+    (tmp_path / MEMBERSHIP).write_text("{}")
+    for change in ((tmp_path / "token").touch, (tmp_path / "token").unlink):
+        change()
+        options = NodeOptions()
+        options.parseOptions(words)
+        assert options["token"] is None
 
 
 @pytest.mark.parametrize("host", ["node1", "node1.example.org", "192.0.2.7", "2001:db8::7", "Store-3"])

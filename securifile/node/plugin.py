@@ -12,6 +12,7 @@ from securifile.audit import site
 from securifile.audit.console import readable_console
 from securifile.certificates.join import JoinToken
 from securifile.node.blobs import RESERVE_BYTES
+from securifile.node.enrolment import MEMBERSHIP
 from securifile.node.service import NodeOptions, NodeService
 from securifile.process import check_public, run_on_monotonic_time
 
@@ -60,6 +61,9 @@ class Options(usage.Options):
         self["token"] = self._token()
 
     def _token(self) -> JoinToken | None:
+        if (Path(self["data"]) / MEMBERSHIP).exists():
+            # It has joined. The option may stay on the command line; the file with the token should have gone.
+            return None
         text = self["join"]
         if self["join-file"] is not None:
             try:
