@@ -31,6 +31,7 @@ from zope.interface import implementer
 from securifile.client.errors import Damaged, Problem, Uncertain, Unreachable, UntrustedServer
 from securifile.client.exchange import Answer, Broken, Content, Http, NotSent, Untrusted
 from securifile.client.local_files import FileSource, Output, Progress, WholeFile, open_regular
+from securifile.client.resumable import ResumableUpload
 from securifile.client.wire import split_url
 from securifile.http.digest_fields import format_digest, parse_digests
 from securifile.http.targets import Target
@@ -49,6 +50,8 @@ PAUSE_MAX_S = 4.0
 RESUMES_MAX = 8
 """Times a download is taken up again without anything having come in between."""
 PAGE = 1000
+_NO_SUCH_UPLOAD = frozenset({404, 405, 410})
+"""The server's release knows none, or has given this one up: a `PUT` will do, or say what is wrong."""
 
 Json = dict[str, Any]
 
@@ -153,6 +156,7 @@ class Client:
         if_match: str | None = None,
         only_new: bool = False,
         digest: tuple[DigestAlgorithm, bytes] | None = None,
+        resumable_from: int | None = None,
         progress: Progress = lambda done, total: None,
     ) -> Json:
         """Store a file; the server's answer says where the copies are.
@@ -166,6 +170,8 @@ class Client:
             if_match: only if the file has this ETag.
             only_new: only if there is nothing at that path.
             digest: what the content's digest is, if that is known already; the server refuses other content.
+            resumable_from: of a file of so many bytes or more, only what has not arrived is sent again after a failure
+                (`client/resumable.py`); None: of no file.
             progress: told of the bytes that went; starts anew when the upload is repeated.
 
         Raises:
@@ -176,8 +182,8 @@ class Client:
         """
         if isinstance(source, str):
             with open_regular(source) as file:
-                return await self._upload(target, file, if_match, only_new, digest, progress)
-        return await self._upload(target, source, if_match, only_new, digest, progress)
+                return await self._upload(target, file, if_match, only_new, digest, resumable_from, progress)
+        return await self._upload(target, source, if_match, only_new, digest, resumable_from, progress)
 
     async def _upload(
         self,
@@ -186,16 +192,37 @@ class Client:
         if_match: str | None,
         only_new: bool,
         digest: tuple[DigestAlgorithm, bytes] | None,
+        resumable_from: int | None,
         progress: Progress,
     ) -> Json:
         length = os.fstat(file.fileno()).st_size
-        fields = {"Content-Type": "application/octet-stream", "Idempotency-Key": f'"{self._random(16).hex()}"'}
+        fields = {}
         if if_match is not None:
             fields["If-Match"] = if_match
         if only_new:
             fields["If-None-Match"] = "*"
         if digest is not None and (stated := format_digest(*digest)) is not None:
             fields["Repr-Digest"] = stated
+        if resumable_from is not None and length >= resumable_from:
+            upload = ResumableUpload(
+                ask=self._request,
+                pause=self._pause,
+                target=target,
+                file=file,
+                length=length,
+                fields=fields,
+                worker=self._worker,
+                progress=progress,
+            )
+            try:
+                stored = await upload.run()
+            except Problem as problem:
+                if problem.status not in _NO_SUCH_UPLOAD:
+                    raise
+            else:
+                await self._compare(upload.source, stored)
+                return stored
+        fields |= {"Content-Type": "application/octet-stream", "Idempotency-Key": f'"{self._random(16).hex()}"'}
         sources: list[FileSource] = []
 
         def content() -> Content:

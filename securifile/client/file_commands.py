@@ -15,6 +15,7 @@ from securifile.client.api import Json
 from securifile.client.context import Context
 from securifile.client.errors import ClientError, Damaged, FileChanged, Problem
 from securifile.client.local_files import StreamOutput
+from securifile.client.resumable import RESUMABLE_BYTES
 from securifile.client.status import bytes_text, printable, table
 from securifile.http.targets import Target
 from securifile.model.errors import Code, Refusal
@@ -98,7 +99,13 @@ def _name_of(local: str) -> str:
 
 
 async def _put_file(context: Context, local: str, target: Target) -> None:
-    answer = await context.client.upload(target, local, only_new=context.arguments.new, progress=context.console.progress(local))
+    answer = await context.client.upload(
+        target,
+        local,
+        only_new=context.arguments.new,
+        resumable_from=RESUMABLE_BYTES,
+        progress=context.console.progress(local),
+    )
     _report_stored(context, target, answer)
 
 

@@ -51,16 +51,19 @@ def open_regular(path: str) -> BinaryIO:
 
 @implementer(IByteSource)
 class FileSource:
-    """The first `length` bytes of an open file, from its beginning, and their digest."""
+    """The first `length` bytes of an open file, from its beginning or from `start`, and their digest."""
 
-    def __init__(self, file: BinaryIO, length: int, worker: IWorker, algorithm: DigestAlgorithm, progress: Progress) -> None:
+    def __init__(
+        self, file: BinaryIO, length: int, worker: IWorker, algorithm: DigestAlgorithm, progress: Progress, *, start: int = 0
+    ) -> None:
         self.algorithm = algorithm
         self._file = file
         self._length = length
         self._worker = worker
         self._hasher = algorithm.hasher()
         self._progress = progress
-        self._offset = 0
+        self._start = start
+        self._offset = start
 
     def again(self, algorithm: DigestAlgorithm) -> FileSource:
         """The same bytes from the beginning, with another digest."""
@@ -68,8 +71,8 @@ class FileSource:
 
     @property
     def complete(self) -> bool:
-        """Whether every byte was read."""
-        return self._offset == self._length
+        """Whether every byte was read, from the beginning on."""
+        return self._start == 0 and self._offset == self._length
 
     def digest(self) -> bytes:
         """The digest of what was read."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 from tusclient.client import TusClient
 
 from securifile.local.cluster import LocalCluster
+from securifile.local.processes import environment, eventually
 from tests.processes.actions import MIB, files, get, noise, put, sha256
 
 SCRIPT = Path(__file__).parent / "tus_js"
@@ -92,6 +95,39 @@ def test_tus_js_client_sends_parts_at_the_same_time(cluster: LocalCluster, conte
     """With parallel uploads, which become one by concatenation."""
     run_js(tus_js, cluster, "node1", file=str(content), path="alice/js-parallel", parallelUploads=3, chunkSize=MIB)
     assert_stored(cluster, "alice/js-parallel")
+
+
+def test_the_command_goes_on_when_a_node_is_killed(cluster: LocalCluster, tmp_path: Path) -> None:
+    """`securifile put` of a large file: a holder dies in the middle, and the command ends well; the file is whole."""
+    home = {"SECURIFILE_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-m", "securifile.client"]
+    login = [*command, "login", cluster.plan.url("node2"), "alice", "--ca", str(cluster.ca_file), "--password-stdin"]
+    password = cluster.plan.accounts["alice"] + "\n"
+    subprocess.run(login, env=environment() | home, input=password, text=True, timeout=60, check=True, stdout=subprocess.DEVNULL)
+    block = noise(MIB, "large")
+    hasher = hashlib.sha256()
+    with (tmp_path / "large").open("wb") as file:
+        for number in range(128):
+            data = number.to_bytes(8, "big") + block[8:]
+            hasher.update(data)
+            file.write(data)
+
+    def arrived(node: str) -> int:
+        return sum(path.stat().st_size for path in (cluster.nodes[node].data / "uploads").glob("*") if not path.suffix)
+
+    putting = subprocess.Popen([*command, "put", str(tmp_path / "large"), "/large"], env=environment() | home)
+    try:
+        eventually(lambda: any(arrived(node) > 16 * MIB for node in cluster.nodes), 60, "something arrives")
+        victim = max(cluster.nodes, key=arrived)
+        cluster.nodes[victim].kill()
+        assert putting.wait(120) == 0
+    finally:
+        putting.kill()
+    cluster.nodes[victim].start()
+    cluster.nodes[victim].wait_ready()
+    cluster.wait_running(*cluster.nodes)
+    details = cluster.details("alice/large", "alice")
+    assert (details["version"], details["digest"]) == (1, hasher.hexdigest())
 
 
 def test_curl_goes_on_with_a_download(cluster: LocalCluster, tmp_path: Path) -> None:
