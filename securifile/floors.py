@@ -31,9 +31,11 @@ FLOORS: dict[str, int] = {
     "securifile.simulation.invariants": DECISIONS,
     "securifile.simulation.linearizability": DECISIONS,
     "securifile.simulation.chance": DECISIONS,
+    "securifile.simulation.arguments": DECISIONS,
     "securifile.simulation.clock": HANDS,
     "securifile.simulation.disk": HANDS,
     "securifile.simulation.network": HANDS,
+    "securifile.simulation.planning": DECISIONS,
     "securifile.simulation.*": VOICES,
     # what both kinds of server are as processes
     "securifile.process": HANDS,

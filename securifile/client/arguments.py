@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from datetime import date
 from typing import Any
 
+from securifile.simulation.arguments import add_simulate
+
 PATHS = """\
 PATH is OWNER/FOLDER/NAME, for instance alice/docs/a.txt, whoever you are; written with a slash in front it is your own:
 for alice, /docs/a.txt is the same. A slash at the end says that it is a folder.
@@ -80,6 +82,8 @@ def parser() -> argparse.ArgumentParser:
     _files(_Group(verbs, common))
     _rights(_Group(verbs, common))
     _administration(verbs, common)
+    # Of no cluster: it needs no session, and its options are its own.
+    add_simulate(verbs.add_parser("simulate", help="Run a simulated cluster under faults, or forecast what a cluster can promise."))
     return top
 
 

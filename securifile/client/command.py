@@ -174,4 +174,10 @@ async def _react(reactor: Any, arguments: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console script. Exits with 0 (done), 1 (not done), 2 (not understood) or 130 (interrupted)."""
-    task.react(_react, (parse(sys.argv[1:] if arguments is None else arguments),))
+    parsed = parse(sys.argv[1:] if arguments is None else arguments)
+    if parsed.verb == "simulate":
+        # It is everything but a client, and none of the other subcommands should take its time to start.
+        from securifile.simulation.__main__ import carry_out
+
+        raise SystemExit(carry_out(parsed))
+    task.react(_react, (parsed,))

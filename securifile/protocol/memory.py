@@ -75,6 +75,8 @@ class MemoryTransport:
         if not self.connected or self.disconnecting or not data:
             return
         self.sent_bytes += len(data)
+        self._network.writes += 1
+        self._network.written_bytes += len(data)
         self._queue += data
         if self._producer is not None and not self._producer_paused and len(self._queue) > self._network.buffer_bytes:
             self._producer_paused = True
@@ -197,6 +199,9 @@ class MemoryNetwork:
         self._cut: set[frozenset[str]] = set()
         self._transports: list[MemoryTransport] = []
         self._connects = 0
+        self.writes = 0
+        """How often anybody has sent anything: every message is one."""
+        self.written_bytes = 0
 
     def listen(self, address: HostPort, factory: IProtocolFactory) -> Callable[[], None]:
         """Listen; returns what stops it."""

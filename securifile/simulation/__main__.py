@@ -1,63 +1,39 @@
-"""`python -m securifile.simulation --seed 7 --nodes 5 --hours 0.1`: one run, its history and its summary.
-
-The status is 1 when a guarantee is broken.
-"""
+"""`python -m securifile.simulation`: what `securifile simulate` is."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 
-from securifile.simulation.faults import CALM, Climate
-from securifile.simulation.run import Scene, simulate
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What a run can be told."""
-    parser.add_argument("--seed", type=int, default=1, help="everything random follows from it (default: 1)")
-    parser.add_argument("--runs", type=int, default=1, help="so many runs, with seeds from --seed on (default: 1)")
-    parser.add_argument("--nodes", type=int, default=5, help="storage nodes (default: 5)")
-    parser.add_argument("--admins", type=int, default=1, help="admin servers on one database (default: 1)")
-    parser.add_argument("--replicas", type=int, default=None, help="r (default: the cluster's setting)")
-    parser.add_argument("--people", type=int, default=3, help="people, at most 8 (default: 3)")
-    parser.add_argument("--hours", type=float, default=30 / 3600, help="virtual hours of faults (default: half a minute)")
-    parser.add_argument("--calm", action="store_true", help="no faults")
-    parser.add_argument("--summary", action="store_true", help="print no history")
+from securifile.simulation.arguments import add_simulate
+from securifile.simulation.command import NotPossible, run
 
 
-def run(options: argparse.Namespace, say: Callable[[str], None]) -> int:
-    """Do it; the exit status.
-
-    Args:
-        say: takes a line of what is printed.
-    """
-    broken = 0
-    for seed in range(options.seed, options.seed + options.runs):
-        report = simulate(
-            Scene(
-                seed=seed,
-                nodes=options.nodes,
-                admins=options.admins,
-                replicas=options.replicas,
-                people=options.people,
-                seconds=options.hours * 3600.0,
-                climate=CALM if options.calm else Climate(),
-            )
-        )
-        if not options.summary:
-            for line in report.lines:
-                say(line)
-        say(report.summary)
-        broken += bool(report.violations)
-    return 1 if broken else 0
+def carry_out(options: argparse.Namespace) -> int:
+    """Do it on this terminal; the exit code."""
+    try:
+        code = run(options, print, time.process_time)
+        sys.stdout.flush()
+        return code
+    except NotPossible as problem:
+        print(f"securifile simulate: {problem}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # Whoever read our output wants no more of it; nor shall Python try to write the rest when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command."""
-    parser = argparse.ArgumentParser(prog="securifile.simulation", description=__doc__)
-    add_arguments(parser)
-    return run(parser.parse_args(arguments), print)
+    """The command; the exit code."""
+    parser = argparse.ArgumentParser(prog="securifile simulate")
+    add_simulate(parser)
+    return carry_out(parser.parse_args(arguments))
 
 
 if __name__ == "__main__":
