@@ -221,6 +221,7 @@ class Node:
         index.node, index.wall = name, wall
         index.listen(self._transfers.learn)
         index.listen(self._housekeeping.learn)
+        index.listen(self.staged.learn)
 
     @property
     def handlers(self) -> Handlers:

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 import attrs
@@ -301,7 +301,7 @@ class Resumable:
                 retry_after_s=2.0,
                 needed=settings.copies_needed,
             )
-        return ready
+        return ready[: settings.copies_wanted]
 
     def _missing(self, seen: _Seen, node: str) -> int:
         note = seen.holders[node].note
@@ -387,8 +387,10 @@ class Resumable:
             self._uploads.under_way.discard(upload.attempt)
             lock.release()
         if committed is not None:
-            access.changed = True
+            access.event, access.changed = "write", True
             await self._acting.spread(committed.position, committed.facts)
+            # Whoever had a part of it and took no part in the end keeps it for nothing.
+            await self._drop(upload.attempt, [node for node in seen.holders if node not in ready])
         return State(upload=upload, note=note, committed=committed)
 
     async def _plan(self, upload: StagedUpload, access: Access, target: Target) -> Plan:
@@ -421,7 +423,7 @@ class Resumable:
         try:
             await self._together.each(legs, lambda leg: self._open(leg, message))
             enough()
-            with self._watching(request, access, plan, body):
+            async with self._watching(request, access, plan, body):
                 while body is not None and (data := await body.read()):
                     received += len(data)
                     if length is not None and offset + received > length:
@@ -449,13 +451,17 @@ class Resumable:
         enough()
         return Note(offset=reached, length=length, expires_at=self._staged.expiry())
 
-    @contextmanager
-    def _watching(self, request: Request | None, access: Access, plan: Plan | None, body: _Body | None) -> Iterator[None]:
+    @asynccontextmanager
+    async def _watching(self, request: Request | None, access: Access, plan: Plan | None, body: _Body | None) -> AsyncIterator[None]:
         """While inside, the transfer is cut off when the right to it ends."""
         if request is None or plan is None or not isinstance(body, _FromClient):
             yield
             return
-        with self._transfers.watched(self._uploads.watch(request, access, plan, body.reasons)):
+        transfer = self._uploads.watch(request, access, plan, body.reasons)
+        with self._transfers.watched(transfer):
+            if self._transfers.changed_at >= request.begun_at:
+                # Since the rights were judged nobody watched: the lock and the holders may have taken seconds.
+                await transfer.check()
             yield
 
     async def _open(self, leg: _Leg, message: m.AppendBlob) -> None:
@@ -564,7 +570,9 @@ class Resumable:
         await self._acting.ask_admin(m.OutcomeAsk(attempt=attempt, abandon=True))
         await self._drop(attempt)
 
-    async def _drop(self, attempt: AttemptId) -> None:
+    async def _drop(self, attempt: AttemptId, nodes: Sequence[str] | None = None) -> None:
+        """Let these holders forget it; None: everybody."""
+
         async def drop(node: str) -> None:
             if node == self._name:
                 await self._staged.drop(attempt)
@@ -572,7 +580,7 @@ class Resumable:
                 asking = self._cluster.ask(node, m.UploadDrop(attempt=attempt), LOOK_S)
                 await self._reachable.while_available(node, asking)
 
-        await self._all(drop, self._cluster.roster.nodes)
+        await self._all(drop, self._cluster.roster.nodes if nodes is None else nodes)
 
     # --- concatenation ---
 

@@ -22,6 +22,7 @@ from zope.interface import implementer
 
 from securifile.model.entries import BlobSummary, Sidecar, Space
 from securifile.model.errors import Code, CorruptBlock, DiskFull, NoSuchBlob, Refusal, StreamBroken
+from securifile.model.facts import Fact, File
 from securifile.model.ids import AttemptId, EntryId
 from securifile.model.interfaces import IByteSource, IWorker
 from securifile.model.settings import ClusterSettings
@@ -39,6 +40,9 @@ GATHER_BYTES = 256 * 1024
 
 REST_S = 60.0
 """How long a file stays open after an append: the next chunk comes soon, or in hours; opening reads all there is."""
+
+COMMITTED_KEPT_S = 3600.0
+"""How long an upload is known after it became a version: for who lost the answer; and many small ones must not pile up."""
 
 EXPIRE_S = 60.0
 """How often is looked for what has expired."""
@@ -62,6 +66,12 @@ class _Upload:
     """The one under way."""
     turn: DeferredLock = attrs.Factory(DeferredLock)
     closing: IDelayedCall | None = None
+    committed_at: float | None = None
+    """Wall clock at which this node heard that it became a version."""
+
+    def expires_at(self) -> float:
+        """When it may be forgotten: wall clock."""
+        return self.note.expires_at if self.committed_at is None else self.committed_at + COMMITTED_KEPT_S
 
 
 class StagedUploads:
@@ -105,6 +115,11 @@ class StagedUploads:
         for one in list(self._uploads.values()):
             async with self._alone(one):
                 await self._close(one)
+
+    def learn(self, fact: Fact) -> None:
+        """Note which uploads became versions."""
+        if isinstance(fact, File) and (one := self._uploads.get(fact.version.attempt)) is not None and one.committed_at is None:
+            one.committed_at = self._wall()
 
     # --- looking ---
 
@@ -365,7 +380,7 @@ class StagedUploads:
         while True:
             await deferLater(self._clock, EXPIRE_S)
             for one in list(self._uploads.values()):
-                if one.append is None and one.note.expires_at < self._wall():
+                if one.append is None and one.expires_at() < self._wall():
                     upload = one.upload
                     self._log.info("the upload {attempt} of {person} has expired", attempt=str(upload.attempt), person=upload.person)
                     await self.drop(one.upload.attempt)
