@@ -20,7 +20,7 @@ from twisted.logger import Logger
 from securifile.model.errors import Code
 from securifile.model.servers import HostPort
 from securifile.protocol.bulk import STALL_S, BulkHandlers, BulkServer
-from securifile.protocol.connection import Connection, PeerIdentity, Purpose, Side
+from securifile.protocol.connection import FEATURES, Connection, PeerIdentity, Purpose, Side
 from securifile.protocol.rpc import Handlers, Peer
 from securifile.protocol.sniff import address_words
 from securifile.protocol.wire import Connector, Identify, NotAcceptable, NotAMember, Session, Traffic, Wire, claimed
@@ -47,6 +47,7 @@ class ControlAndBulkFactory(Factory):
         on_lost: called with each of those that is gone.
         stall_s: see `bulk`.
         traffic: where the bytes of the connections are counted.
+        features: optional abilities of this server.
     """
 
     noisy = False
@@ -69,9 +70,11 @@ class ControlAndBulkFactory(Factory):
         on_lost: Callable[[Peer], None] = _nothing,
         stall_s: float = STALL_S,
         traffic: Traffic | None = None,
+        features: frozenset[str] = FEATURES,
     ) -> None:
         self._clock = clock
         self._here = here
+        self._features = features
         self._is_member = is_member
         self._handlers = handlers
         self._bulk = bulk
@@ -90,7 +93,7 @@ class ControlAndBulkFactory(Factory):
             return None
         wire = Wire(
             clock=self._clock,
-            connection=Connection(Side.SERVER, self._here),
+            connection=Connection(Side.SERVER, self._here, features=self._features),
             identify=self._identify,
             judge=self._judge,
             open_session=self._open,

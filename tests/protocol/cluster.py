@@ -12,7 +12,7 @@ from twisted.python.failure import Failure
 
 from securifile.model.servers import HostPort, ServerKind
 from securifile.protocol.bulk import BulkPool
-from securifile.protocol.connection import PeerIdentity
+from securifile.protocol.connection import FEATURES, PeerIdentity
 from securifile.protocol.memory import MemoryNetwork
 from securifile.protocol.rpc import Link, Peer
 from securifile.protocol.transport import ControlAndBulkFactory
@@ -43,7 +43,9 @@ class Rig:
     def __attrs_post_init__(self) -> None:
         self.network = MemoryNetwork(self.clock)
 
-    def serve(self, handlers: Any = None, bulk: Any = None, stall_s: float = 30.0) -> ControlAndBulkFactory:
+    def serve(
+        self, handlers: Any = None, bulk: Any = None, stall_s: float = 30.0, features: frozenset[str] = FEATURES
+    ) -> ControlAndBulkFactory:
         """Start to listen on n1."""
         factory = ControlAndBulkFactory(
             clock=self.clock,
@@ -55,6 +57,7 @@ class Rig:
             on_lost=self.left.append,
             stall_s=stall_s,
             traffic=self.traffic,
+            features=features,
         )
         self.network.listen(AT_N1, factory)
         return factory

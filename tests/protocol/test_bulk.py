@@ -16,14 +16,21 @@ from securifile.model.digests import DigestAlgorithm
 from securifile.model.errors import Code, DeadlineExceeded, PeerUnreachable, Refusal, StreamBroken
 from securifile.model.ids import AttemptId, EntryId
 from securifile.model.interfaces import IByteSink, IByteSource
+from securifile.model.staged import StagedUpload
 from securifile.protocol.bulk import UNREAD_BYTES_MAX, BulkPool, OutgoingTransfer
 from securifile.protocol.connection import PeerIdentity
-from securifile.protocol.messages import BlobFollows, BlobStored, FetchBlob, StoreBlob
+from securifile.protocol.messages import AppendBlob, BlobAppended, BlobFollows, BlobStored, FetchBlob, StoreBlob
 from securifile.protocol.wire import Traffic
 from tests.protocol.cluster import Rig
 
 ATTEMPT = AttemptId(b"a" * 16)
 STORE = StoreBlob(attempt=ATTEMPT, file=EntryId(b"f" * 16), version=1, algorithm=DigestAlgorithm.SHA256, size=None)
+APPEND = AppendBlob(
+    upload=StagedUpload(
+        attempt=ATTEMPT, person="alice", path="alice/x", file=EntryId(b"f" * 16), algorithm=DigestAlgorithm.SHA256, created_at=0.0
+    ),
+    offset=5,
+)
 MIB = 1024 * 1024
 
 
@@ -81,6 +88,15 @@ class Blobs:
             await self.before_answer
         self.stored.append(bytes(data))
         return BlobStored(size=len(data), digest=hashlib.sha256(data).digest())
+
+    async def append(self, peer: PeerIdentity, request: AppendBlob, source: Any) -> BlobAppended:
+        data = bytearray()
+        try:
+            while chunk := await source.read():
+                data += chunk
+        finally:
+            self.stored.append(bytes(data))
+        return BlobAppended(offset=request.offset + len(data))
 
     async def fetch(self, peer: PeerIdentity, request: FetchBlob) -> tuple[BlobFollows, Any]:
         if self.refuse is not None:
@@ -446,3 +462,35 @@ def test_stop(rig: Rig) -> None:
         begin(rig, pool)
     assert len(blobs.broken) == 2
     assert rig.clock.getDelayedCalls() == []
+
+
+def test_a_part_of_an_upload_is_appended(rig: Rig) -> None:
+    """The part arrives as a stream, the answer says how far the upload is, and the connection is good for the next transfer."""
+    blobs = Blobs()
+    pool = start(rig, blobs)
+    for _ in range(2):
+        transfer = rig.result(pool.append("n1", APPEND))
+        assert rig.result(_write_all(transfer, [b"abc", b"x" * MIB])) == BlobAppended(offset=5 + 3 + MIB)
+    assert blobs.stored == [b"abc" + b"x" * MIB] * 2
+    assert pool.idle == 1
+
+
+def test_a_part_that_is_broken_off_has_arrived_as_far_as_it_was_sent(rig: Rig) -> None:
+    """What was written before the sender gave up reaches the receiver, who may keep it."""
+    blobs = Blobs()
+    transfer = rig.result(start(rig, blobs).append("n1", APPEND))
+    rig.result(transfer.write(b"abc"))
+    transfer.abort()
+    rig.settle()
+    assert blobs.stored == [b"abc"]
+
+
+def test_nothing_is_appended_at_a_server_that_knows_no_resumable_uploads(rig: Rig) -> None:
+    """A server of an earlier release is left alone, and its connection is kept for what it does know."""
+    blobs = Blobs()
+    rig.serve(bulk=blobs, features=frozenset())
+    pool = rig.pool()
+    with pytest.raises(PeerUnreachable):
+        rig.result(pool.append("n1", APPEND))
+    assert pool.idle == 1
+    assert rig.result(_write_all(begin(rig, pool), [b"abc"])).size == 3
