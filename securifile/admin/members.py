@@ -20,6 +20,9 @@ from securifile.model.servers import ServerKind, Status, check_address, check_ho
 from securifile.model.settings import ClusterSettings
 from securifile.sql import directory
 
+PAGE = 20_000
+"""Copies looked at in one question: a second of the database on a busy machine."""
+
 INVITE_S = 24 * 3600.0
 """An invitation is carried to the new machine within a day, or made anew."""
 
@@ -188,6 +191,11 @@ class Members:
             force: never mind that files are left with one copy; with none, it is refused all the same.
             only_look: change nothing, but refuse what would be refused.
         """
+        return Deferred.fromCoroutine(self._remove(name, only_look, force))
+
+    async def _remove(self, name: str, only_look: bool, force: bool) -> Entered[None]:
+        # For a million files this takes seconds, in which nobody else could commit; and it is a warning, not a promise.
+        single = 0 if force else await _left_single(self._ledger.database, name)
 
         async def decide(sql: Any, position: Position) -> Decision[None]:
             known = await directory.server(sql, name)
@@ -203,15 +211,13 @@ class Members:
                 )
             settings = await directory.settings(sql)
             asked_for = settings is None or settings.settings.copies_wanted > 1
-            if known.status is Status.RUNNING and not known.draining and asked_for and not force:
-                single = await _left_single(sql, name)
-                if single:
-                    raise Refusal(
-                        Code.CONFLICT,
-                        f"{single} files would be left with one copy: the next disk that dies takes them along."
-                        f" Drain {name} first (securifile node drain {name}), or send the request with ?force=1.",
-                        files=single,
-                    )
+            if known.status is Status.RUNNING and not known.draining and asked_for and single:
+                raise Refusal(
+                    Code.CONFLICT,
+                    f"{single} files would be left with one copy: the next disk that dies takes them along."
+                    f" Drain {name} first (securifile node drain {name}), or send the request with ?force=1.",
+                    files=single,
+                )
             if only_look:
                 return Decision(facts=(), answer=None)
             for table in ("judgements", "heartbeats"):
@@ -220,7 +226,7 @@ class Members:
             await sql.execute("DELETE FROM judgements WHERE observer = :name", {"name": name})
             return Decision(facts=(ServerGone(name=name),), answer=None)
 
-        return self._ledger.enter("remove node", decide, Needs.RECONCILED)
+        return await self._ledger.enter("remove node", decide, Needs.RECONCILED)
 
     # --- status ---
 
@@ -464,15 +470,25 @@ async def _copies_on(sql: Any, name: str) -> tuple[int, int]:
     return int(held[0][0]), int(only[0][0])
 
 
-async def _left_single(sql: Any, name: str) -> int:
-    """How many files would have one copy on running nodes if a node that has a copy of them were gone."""
-    rows = await sql.query(
-        "SELECT count(*) FROM copies AS mine WHERE node = :name AND durable AND"
-        " (SELECT count(*) FROM copies AS other JOIN servers ON servers.name = other.node AND servers.status = :running"
-        " WHERE other.file = mine.file AND other.node <> :name AND other.durable) = 1",
-        {"name": name, "running": Status.RUNNING.value},
-    )
-    return int(rows[0][0])
+async def _left_single(database: Any, name: str) -> int:
+    """How many files would have one copy on running nodes if a node that has a copy of them were gone; counted a page at a time."""
+    found, after = 0, b""
+
+    async def look(sql: Any) -> Sequence[Any]:
+        rows: Sequence[Any] = await sql.query(
+            "SELECT mine.file, count(servers.name)"
+            " FROM (SELECT file, durable FROM copies WHERE node = :name AND file > :after ORDER BY file LIMIT :limit) AS mine"
+            " LEFT JOIN copies AS other ON other.file = mine.file AND other.node <> :name AND other.durable AND mine.durable"
+            " LEFT JOIN servers ON servers.name = other.node AND servers.status = :running"
+            " GROUP BY mine.file ORDER BY mine.file",
+            {"name": name, "after": after, "limit": PAGE, "running": Status.RUNNING.value},
+        )
+        return rows
+
+    while rows := await database.read(look):
+        found += sum(count == 1 for _, count in rows)
+        after = bytes(rows[-1][0])
+    return found
 
 
 def _secret_hash(secret: str) -> bytes:

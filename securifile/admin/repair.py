@@ -1,9 +1,10 @@
 """Restoring the wanted number of copies: the catalogue says where copies should be, and the nodes fetch them.
 
-In each round the files that a lost or leaving node holds, and those with a copy that its node cannot make, come first, the most
-endangered of them before the others; then a part of all files in turn, which finds what a changed r asks for, and what is too much. Every
-change is decided again inside its transaction, so that an upload that came between is not undone; of several admin servers the one plans
-that has the duty (`admin/duties.py`).
+Files that a lost or leaving node holds come first, and those with a copy that its node cannot make. The former are found by going
+through all copies of such nodes, a page in each round, so that a million files hold nobody up; of those found so far the most endangered
+are planned first. Then a part of all files in turn, which finds what a changed r asks for, and what is too much. Every change is
+decided again inside its transaction, so that an upload that came between is not undone; of several admin servers the one plans that has
+the duty (`admin/duties.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from securifile.admin.ledger import Decision, Entered, Ledger
 from securifile.model.entries import Copy
 from securifile.model.facts import File
 from securifile.model.ids import EntryId, Position
-from securifile.model.repair import Holding, holding, plan, worth
+from securifile.model.repair import Holding, MostEndangered, holding, plan, worth
 from securifile.model.roster import Roster
 from securifile.sql import directory
 
@@ -38,6 +39,17 @@ LOOKED_AT = 500
 """Files looked at in a round, of all there are: a million in an hour, for a millisecond of each second."""
 
 
+PAGE = 5000
+"""Copies of lost and leaving nodes looked at in a round: a quarter of a second of the database on a busy machine, half a million in three
+minutes."""
+
+ENDANGERED_MAX = 10_000
+"""Files remembered for planning: minutes of it, in a megabyte."""
+
+REST_ROUNDS = 15
+"""After all copies of those nodes were looked at, they are looked at again so many rounds later."""
+
+
 class Repair:
     """The planner of one admin server."""
 
@@ -53,6 +65,8 @@ class Repair:
         below: Callable[[int], int],
         stuck: Callable[[], Stuck] = nobody_is_stuck,
         may: May = anybody,
+        page: int = PAGE,
+        looked_at: int = LOOKED_AT,
     ) -> None:
         """Args:
         room: bytes available on each running node.
@@ -66,7 +80,16 @@ class Repair:
         self._below = below
         self._stuck = stuck
         self._may = may
+        self._page = page
+        self._looked_at = looked_at
         self._cursor = b""
+        self._endangered = MostEndangered(ENDANGERED_MAX)
+        self._readable: tuple[str, ...] = ()
+        """Nodes whose copies could be read when the going through began."""
+        self._wanting: tuple[str, ...] = ()
+        self._left: list[tuple[str, bytes]] = []
+        """What is still to be gone through: nodes, and after which file."""
+        self._rest = 0
 
     def holding_of(self, node: str) -> Holding:
         """What copies on a node are worth now."""
@@ -75,19 +98,23 @@ class Repair:
     async def round(self) -> None:
         """Plan what is most urgent. A chore."""
         stuck = self._stuck()
-        urgent, some, coming = await self._ledger.database.read(lambda sql: self._candidates(sql, stuck))
+        asked, urgent, some, coming = await self._ledger.database.read(lambda sql: self._candidates(sql, stuck))
         files = {file.id: file for file in (*urgent, *some)}
         room = self._room()
         changing: list[EntryId] = []
+        put_off: set[EntryId] = set()
         for file in sorted(files.values(), key=lambda file: (worth(file.version, self.holding_of).readable, file.id)):
             copies = self._plan(file, room, stuck)
-            if copies is None or len(changing) == CHANGED_MAX:
+            if copies is None:
                 continue
             made = len({copy.node for copy in copies} - {copy.node for copy in file.version.copies})
             # What only drops copies need not wait for those that are being made.
-            if made == 0 or coming + made <= COMING_MAX:
+            if len(changing) < CHANGED_MAX and (made == 0 or coming + made <= COMING_MAX):
                 coming += made
                 changing.append(file.id)
+            else:
+                put_off.add(file.id)
+        self._endangered.forget([id_ for id_ in asked if id_ not in put_off])
         await self._change(changing, room, stuck)
 
     def _plan(self, file: File, room: Mapping[str, int], stuck: Stuck) -> tuple[Copy, ...] | None:
@@ -95,7 +122,7 @@ class Repair:
         nodes = [node for node, attempt in stuck.get(file.id, {}).items() if attempt == file.version.attempt]
         return plan(file.version, wanted, holding_of=self.holding_of, room=room, below=self._below, stuck=nodes)
 
-    async def _candidates(self, sql: Any, stuck: Stuck) -> tuple[list[File], list[File], int]:
+    async def _candidates(self, sql: Any, stuck: Stuck) -> tuple[list[EntryId], list[File], list[File], int]:
         holders = {node: self.holding_of(node) for node in await directory.holders(sql)}
         good = tuple(node for node in holders if holders[node] is Holding.GOOD)
         leaving = tuple(node for node in holders if holders[node] is Holding.LEAVING)
@@ -104,26 +131,52 @@ class Repair:
         # Nor do those of a node that is stuck with any: a full disk has many.
         stuck_nodes = {node for nodes in stuck.values() for node in nodes}
         rows = await sql.query(
-            "SELECT count(*) FROM copies AS mine WHERE NOT mine.durable AND mine.node IN :good AND EXISTS"
-            " (SELECT 1 FROM copies AS source WHERE source.file = mine.file AND source.durable AND source.node IN :readable)",
-            {"good": tuple(node for node in good if node not in stuck_nodes), "readable": (*good, *leaving)},
+            "SELECT count(*) FROM (SELECT 1 FROM copies AS mine WHERE NOT mine.durable AND mine.node IN :good AND EXISTS"
+            " (SELECT 1 FROM copies AS source WHERE source.file = mine.file AND source.durable AND source.node IN :readable)"
+            " LIMIT :limit) AS coming",
+            {"good": tuple(node for node in good if node not in stuck_nodes), "readable": (*good, *leaving), "limit": COMING_MAX},
         )
         coming = int(rows[0][0])
-        urgent: list[File] = await directory.files(sql, [file.value for file in sorted(stuck)[:LOOKED_AT]])
-        if wanting and coming < COMING_MAX:
-            rows = await sql.query(
-                "SELECT mine.file FROM copies AS mine JOIN copies AS source"
-                " ON source.file = mine.file AND source.durable AND source.node IN :readable"
-                " WHERE mine.node IN :wanting GROUP BY mine.file ORDER BY count(DISTINCT source.node), mine.file LIMIT :limit",
-                {"readable": (*good, *leaving), "wanting": wanting, "limit": LOOKED_AT},
-            )
-            urgent += await directory.files(sql, [bytes(row[0]) for row in rows])
+        urgent: list[File] = await directory.files(sql, [file.value for file in sorted(stuck)[: self._looked_at]])
+        if (wanting, (*good, *leaving)) != (self._wanting, self._readable):
+            self._wanting, self._readable = wanting, (*good, *leaving)
+            self._left = [(node, b"") for node in wanting]
+            self._endangered.clear()
+        asked: list[EntryId] = []
+        if coming < COMING_MAX:
+            await self._go_through(sql)
+            asked = self._endangered.first(self._looked_at)
+            urgent += await directory.files(sql, [file.value for file in asked])
         rows = await sql.query(
             "SELECT id FROM entries WHERE number IS NOT NULL AND id > :after ORDER BY id LIMIT :limit",
-            {"after": self._cursor, "limit": LOOKED_AT},
+            {"after": self._cursor, "limit": self._looked_at},
         )
-        self._cursor = bytes(rows[-1][0]) if len(rows) == LOOKED_AT else b""
-        return urgent, await directory.files(sql, [bytes(row[0]) for row in rows]), coming
+        self._cursor = bytes(rows[-1][0]) if len(rows) == self._looked_at else b""
+        return asked, urgent, await directory.files(sql, [bytes(row[0]) for row in rows]), coming
+
+    async def _go_through(self, sql: Any) -> None:
+        """Look at the next page of what lost and leaving nodes hold."""
+        if not self._left:
+            self._rest += 1
+            if self._rest >= REST_ROUNDS:
+                self._left = [(node, b"") for node in self._wanting]
+        page = self._page
+        while self._left and page:
+            self._rest = 0
+            node, after = self._left[0]
+            # Primary keys on both sides: a source is counted once.
+            rows = await sql.query(
+                "SELECT mine.file, count(source.node)"
+                " FROM (SELECT file FROM copies WHERE node = :node AND file > :after ORDER BY file LIMIT :limit) AS mine"
+                " LEFT JOIN copies AS source ON source.file = mine.file AND source.durable AND source.node IN :readable"
+                " GROUP BY mine.file ORDER BY mine.file",
+                {"node": node, "after": after, "limit": page, "readable": self._readable},
+            )
+            for file, readable in rows:
+                if readable:
+                    self._endangered.add(EntryId(bytes(file)), int(readable))
+            self._left[:1] = [(node, bytes(rows[-1][0]))] if len(rows) == page else []
+            page -= len(rows)
 
     async def _change(self, ids: Sequence[EntryId], room: Mapping[str, int], stuck: Stuck) -> None:
         if not ids:

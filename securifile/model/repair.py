@@ -13,13 +13,15 @@ has tried several times, and says that it cannot.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import heapq
+from collections.abc import Callable, Collection, Iterable, Mapping
 from enum import StrEnum
 
 import attrs
 
 from securifile.model.entries import Copy, Version
 from securifile.model.facts import Server
+from securifile.model.ids import EntryId
 from securifile.model.placement import place
 from securifile.model.servers import Status
 from securifile.model.settings import ClusterSettings
@@ -140,8 +142,8 @@ def plan(
     added: list[Copy] = []
     missing = wanted - len(now.good) - len(now.away) - len(coming)
     if missing > 0 and now.readable:
-        listed = {copy.node for copy in version.copies}
-        free = {node: available for node, available in room.items() if node not in listed and holding_of(node) is Holding.GOOD}
+        taken = {*(copy.node for copy in version.copies), *stuck}
+        free = {node: available for node, available in room.items() if node not in taken and holding_of(node) is Holding.GOOD}
         chosen = place(missing, room=free, size=version.size, preferred=(), below=below)
         added = [Copy(node=node, priority=len(version.copies) + number, durable=False) for number, node in enumerate(chosen)]
         # Nothing is known to be there, so whoever takes their place takes it at once, grace time or not.
@@ -159,3 +161,33 @@ def _renumbered(copies: list[Copy], holding_of: Callable[[str], Holding]) -> tup
 
     ordered = [copy for _, copy in sorted(enumerate(copies), key=rank)]
     return tuple(attrs.evolve(copy, priority=number) for number, copy in enumerate(ordered))
+
+
+class MostEndangered:
+    """The files of which the fewest copies can be read, of those that were looked at: what is planned first."""
+
+    def __init__(self, limit: int) -> None:
+        """Args:
+        limit: so many are remembered; of more, those with the most copies are forgotten.
+        """
+        self._limit = limit
+        self._readable: dict[EntryId, int] = {}
+
+    def add(self, file: EntryId, readable: int) -> None:
+        """A file was looked at, and so many of its copies can be read."""
+        self._readable[file] = readable
+        if len(self._readable) > 2 * self._limit:
+            self._readable = {file: self._readable[file] for file in self.first(self._limit)}
+
+    def first(self, count: int) -> list[EntryId]:
+        """The most endangered of them."""
+        return heapq.nsmallest(count, self._readable, key=lambda file: (self._readable[file], file))
+
+    def forget(self, files: Iterable[EntryId]) -> None:
+        """These have been planned, or need nothing."""
+        for file in files:
+            self._readable.pop(file, None)
+
+    def clear(self) -> None:
+        """Forget all: what can be read has changed."""
+        self._readable.clear()

@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred
 
 from securifile.admin.failing import KEPT_S, FailingCopies
 from securifile.admin.ledger import Decision
-from securifile.admin.repair import COMING_MAX, Repair
+from securifile.admin.repair import COMING_MAX, REST_ROUNDS, Repair
 from securifile.model.entries import Copy
 from securifile.model.errors import Code, Refusal
 from securifile.model.facts import File
@@ -46,7 +46,7 @@ class Repairing:
         self.room = dict.fromkeys(self.world.catalogue.roster.nodes, ROOM)
         self.repair = self.planner(self.world.catalogue.ledger)
 
-    def planner(self, ledger: Any) -> Repair:
+    def planner(self, ledger: Any, **more: int) -> Repair:
         """A planner on that ledger."""
         roster = self.world.catalogue.roster
         return Repair(
@@ -56,6 +56,7 @@ class Repairing:
             room=lambda: self.room,
             below=Random(1).randrange,
             stuck=self.failing.stuck,
+            **more,
         )
 
     async def fails(self, node: str, *, own_disk: bool = True, since_s: float = STUCK_DISK_S) -> None:
@@ -223,6 +224,25 @@ async def test_the_most_endangered_come_first_and_not_too_many_at_once(repairing
     assert await repairing.pending() == []
     for number in range(COMING_MAX):
         assert len((await repairing.copies(f"alice/two-left-{number}")).split()) == 3
+
+
+@pytest_twisted.ensureDeferred
+async def test_many_files_are_gone_through_page_by_page(repairing: Repairing) -> None:
+    """No question is about more than a page, and in the end every file has its copies; the nodes are gone through again and again."""
+    planner = repairing.planner(repairing.world.catalogue.ledger, page=7, looked_at=3)
+    names = [f"alice/{number}" for number in range(21)]
+    for number, name in enumerate(names):
+        await repairing.put(name, f"n{1 + number % 2} n3")
+    await repairing.down("n1", "n2")
+    await planner.round()
+    # Three of what was gone through, and three of all files in turn.
+    assert 0 < len(await repairing.pending()) <= 6
+    for _ in range(4 * REST_ROUNDS):
+        await repairing.make_pending()
+        await planner.round()
+    for name in names:
+        copies = (await repairing.copies(name)).split()
+        assert len(copies) == 2 and not {"n1", "n2"} & set(copies)
 
 
 @pytest_twisted.ensureDeferred

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from securifile.model.digests import DigestAlgorithm
 from securifile.model.entries import Copy, Version
 from securifile.model.facts import Server
-from securifile.model.ids import AttemptId
-from securifile.model.repair import STUCK_DISK_S, STUCK_FAILURES, Failing, Holding, holding, plan, worth
+from securifile.model.ids import AttemptId, EntryId
+from securifile.model.repair import STUCK_DISK_S, STUCK_FAILURES, Failing, Holding, MostEndangered, holding, plan, worth
 from securifile.model.servers import ServerKind, Status
 from securifile.model.settings import ClusterSettings
 
@@ -144,6 +144,7 @@ def test_the_origin_stays_while_it_can_be_counted_on(case: Case) -> None:
 @given(cases(kinds=(Holding.GOOD, Holding.LEAVING, Holding.LOST), room=SIZE))
 def test_it_comes_to_exactly_what_is_wanted(case: Case) -> None:
     """By planning and making what is pending, in turn: with something to read and nodes enough, `wanted` good copies and no other."""
+    case = attrs.evolve(case, stuck=frozenset())
     is_readable = worth(case.version, case.holdings.__getitem__).readable > 0
     nodes = sum(kind is Holding.GOOD for kind in case.holdings.values())
     for _ in range(5):
@@ -185,6 +186,24 @@ def test_when_a_node_is_stuck() -> None:
     assert not attrs.evolve(FAILING, failures=STUCK_FAILURES - 1).is_stuck(settings, 1e9)
     content = attrs.evolve(FAILING, own_disk=False)
     assert [content.is_stuck(settings, 1000.0 + after) for after in (STUCK_DISK_S, 599, 600)] == [False, False, True]
+
+
+@given(st.lists(st.tuples(st.integers(0, 200), st.integers(1, 4))), st.integers(1, 20), st.integers(0, 40))
+def test_the_most_endangered_are_remembered(seen: list[tuple[int, int]], limit: int, count: int) -> None:
+    """Those with the fewest copies, by what was seen last; up to the limit exactly as if all were remembered, if none was seen twice."""
+    remembered = MostEndangered(limit)
+    for number, readable in seen:
+        remembered.add(EntryId(number.to_bytes(16)), readable)
+    found = [int.from_bytes(file.value) for file in remembered.first(count)]
+    assert len(found) == len(set(found)) <= count
+    last = dict(seen)
+    if len(last) == len(seen):
+        everything = sorted(last, key=lambda number: (last[number], number))
+        assert found[:limit] == everything[: min(limit, count)]
+    remembered.forget(remembered.first(1))
+    assert [int.from_bytes(file.value) for file in remembered.first(count)][: max(0, len(found) - 1)] == found[1:]
+    remembered.clear()
+    assert remembered.first(count) == []
 
 
 @given(st.permutations(NODES), st.integers(1, 6), st.sets(st.sampled_from(NODES)))
