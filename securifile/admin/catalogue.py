@@ -61,6 +61,7 @@ class Catalogue:
         ledger: the order of all changes.
         files, people, members: what can be changed.
         checks: how sound the copies are.
+        worker: for what would keep others waiting.
         roster: servers and settings as of the last change.
     """
 
@@ -80,6 +81,7 @@ class Catalogue:
         worker: an `IWorker`, for hashing passwords.
         """
         self._wall = wall
+        self.worker = worker
         self.database = database
         self.ledger = Ledger(database, random)
         self.ledger.has_company = lambda: len(self.roster.of_kind(ServerKind.ADMIN)) > 1

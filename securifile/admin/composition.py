@@ -97,7 +97,7 @@ class Admin:
             random=world.random,
         )
         ledger.waits_for_nodes = self.watch.waits_for_nodes
-        self.reconciling = Reconciling(ledger=ledger, duty=self.duty)
+        self.reconciling = Reconciling(ledger=ledger, duty=self.duty, worker=catalogue.worker)
         self.followers = Followers(
             clock=clock, ledger=ledger, roster=roster, readdress=catalogue.members.readdress, reconciling=self.reconciling
         )

@@ -338,10 +338,7 @@ class Ledger:
             known = self._told
             history, (epoch, revision, began, reconciled, self.rebuilding), missed = await self._look(known)
             if history is not None and history != self._history:
-                try:
-                    await self._open(history, WhenEmpty.REFUSE)
-                except CatalogueGone as gone:
-                    raise DatabaseUnavailable(str(gone)) from gone
+                await self._open(history, WhenEmpty.REFUSE)
                 continue
             was_reconciled, self.reconciled = self.reconciled, reconciled
             if was_reconciled != reconciled and epoch == known.epoch:

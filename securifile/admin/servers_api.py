@@ -92,6 +92,10 @@ class ServersApi:
         """What an administrator should know."""
         roster = self._catalogue.roster
         found = [] if self._tls else [NO_TLS]
+        if not self._catalogue.ledger.reconciled:
+            found.append(
+                "The catalogue lost something, and waits for the nodes to hand it in: securifile admin epoch shows who is missing."
+            )
         running, wanted = len(roster.running), roster.settings.copies_wanted
         if running < roster.settings.copies_needed:
             found.append(f"Only {running} nodes are running, and a write needs {roster.settings.copies_needed}: nobody can upload.")

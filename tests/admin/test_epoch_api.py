@@ -46,6 +46,7 @@ def test_only_administrators_may(asked: AskedByHttp, line: str) -> None:
 async def test_accepting_first_dry_then_in_earnest(asked: AskedByHttp) -> None:
     """Missing nodes are named; a dry run says what would be written and changes nothing; the second time there is nothing to accept."""
     later = await go_back(asked)
+    assert "admin epoch" in asked.told("GET /api/v1/servers")["warnings"][0]
     state = asked.told("GET /api/v1/epoch")
     assert (state["reconciled"], state["missing"], list(state["handed_in"])) == (False, ["n2", "n3"], ["n1"])
     dry = asked.told("POST /api/v1/epoch/accept?dry_run=1")

@@ -22,6 +22,7 @@ from securifile.model.servers import ServerKind
 from securifile.protocol import messages as m
 from securifile.protocol.connection import PeerIdentity
 from securifile.sql.sqlite import SqliteDatabase
+from securifile.workers import InlineWorker
 from tests.admin.catalogues import World
 
 
@@ -93,7 +94,7 @@ class Feeding:
         ledger = self.world.catalogue.ledger
         self.duty = Duty(clock=self.clock, database=self.world.database, holder="admin1")
         await self.duty.look()
-        self.reconciling = Reconciling(ledger=ledger, duty=self.duty)
+        self.reconciling = Reconciling(ledger=ledger, duty=self.duty, worker=InlineWorker())
         self.followers = Followers(
             clock=self.clock,
             ledger=self.world.catalogue.ledger,

@@ -25,6 +25,7 @@ from securifile.model.settings import ClusterSettings
 from securifile.protocol import messages as m
 from securifile.sql.facts import every_fact
 from securifile.sql.sqlite import SqliteDatabase
+from securifile.workers import InlineWorker
 from tests.admin.catalogues import World
 from tests.admin.test_followers import FakePeer
 
@@ -80,7 +81,7 @@ class Anew:
         clock = Clock()
         duty = Duty(clock=clock, database=self.line, holder="admin1")
         await duty.look()
-        self.reconciling = Reconciling(ledger=catalogue.ledger, duty=duty)
+        self.reconciling = Reconciling(ledger=catalogue.ledger, duty=duty, worker=InlineWorker())
         self.followers = Followers(
             clock=clock, ledger=catalogue.ledger, roster=catalogue.roster, readdress=self._readdress, reconciling=self.reconciling
         )
@@ -291,6 +292,15 @@ async def test_a_late_node_adds_to_the_list_what_nobody_else_knew(lost: Lost, an
     await anew.come("n3", beyond, [attrs.evolve(file, version=attrs.evolve(file.version, number=9))])
     assert len((await anew.reconciling.state()).left) == 2
     assert await anew.facts() == facts
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_old_node_shares_no_history_with_a_catalogue_that_was_made_anew(lost: Lost, anew: Anew) -> None:
+    """Nor when the changes at its revision, by which others are compared, are not kept any more."""
+    await anew.come("n2", lost.end, lost.late)
+    await anew.reconciling.accept()
+    await anew.world.catalogue.ledger.trim(0)
+    await anew.come("n1", Position(1, 2), [])
 
 
 def file_of(lost: Lost) -> File:
