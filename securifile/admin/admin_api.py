@@ -20,6 +20,7 @@ from securifile.http.channel import Request
 from securifile.http.exchange import Access, Streamed
 from securifile.http.routing import klein_problems
 from securifile.http.shared_api import SharedApi
+from securifile.http.tus import COLLECTION
 from securifile.model.servers import Status
 
 
@@ -27,6 +28,7 @@ class AdminApi:
     """Everything that an admin server answers over HTTP."""
 
     def __init__(self, admin: Admin) -> None:
+        self._contents = admin.contents
         self._backend, self._catalogue, self._watch, self._followers = admin.backend, admin.catalogue, admin.watch, admin.followers
         self._shared = SharedApi(
             clock=admin.world.clock,
@@ -61,7 +63,15 @@ class AdminApi:
         self._epoch.register(app, self._shared)
         self._explain.register(app, self._shared)
         self._shared.route(app, "/metrics", "GET", "metrics", self._metrics)
+        app.route(COLLECTION, branch=True, endpoint="resumable uploads")(self._at_a_node)
         return app.resource()
+
+    def _at_a_node(self, request: Request) -> bytes:
+        """Resumable uploads go to any node, which judges by itself who asks."""
+        url = self._backend.roster.servers[self._contents.any_node()].url
+        request.setResponseCode(307)
+        request.setHeader(b"Location", url.encode("ascii") + request.uri)
+        return b""
 
     def _health(self, request: Request) -> bytes:
         return _json(request, 200, {"status": "alive", "server": self._backend.name})

@@ -56,7 +56,7 @@ class RedirectedContents:
                 request, access.signed_in, target, node=self._holder(entry), file=entry.id, version=entry.version.number + 1
             )
         parent = self._lookup.parent_of(place, role)
-        return self._redirector.to(request, access.signed_in, target, node=self._any_node(), file=parent.id, name=target.name, version=1)
+        return self._redirector.to(request, access.signed_in, target, node=self.any_node(), file=parent.id, name=target.name, version=1)
 
     def _holder(self, file: File) -> str:
         """The origin, or the first replica by priority that is available."""
@@ -70,7 +70,8 @@ class RedirectedContents:
             )
         return order[0]
 
-    def _any_node(self) -> str:
+    def any_node(self) -> str:
+        """A node that is running, by chance. Raises `Refusal` NO_ROOM."""
         running = [name for name in self._backend.roster.running if self._backend.is_available(name)]
         if not running:
             raise Refusal(Code.NO_ROOM, "No storage node is running. Try again later.", retry_after_s=AGAIN_S)

@@ -7,7 +7,7 @@ import hashlib
 from urllib.parse import urlsplit
 
 from securifile.local.asking import Http, Response
-from securifile.local.cluster import LocalCluster
+from securifile.local.cluster import ADMIN, LocalCluster
 from tests.processes.actions import MIB, get, noise, sha256
 
 UPLOADS = "/api/v1/uploads"
@@ -63,6 +63,14 @@ def test_an_upload_goes_on_through_any_node(cluster: LocalCluster) -> None:
         assert offset_of(cluster.http(node, "alice"), url) == len(data)
         told = cluster.http(node, "alice").request("GET", url).must(200).json()
         assert told["file"]["digest"] == sha256(data) and told["file"]["copies"]["durable"] == 3
+
+
+def test_an_admin_server_sends_uploads_to_a_node(cluster: LocalCluster) -> None:
+    """With the same path, and the body not taken: whoever follows is served there."""
+    for path in (UPLOADS, UPLOADS + "/" + "0" * 32):
+        answer = cluster.http(ADMIN, "alice").request("POST", path, headers={"Tus-Resumable": "1.0.0", "Upload-Length": "5"}).must(307)
+        place = urlsplit(str(answer.headers["Location"]))
+        assert place.path == path and f"{place.scheme}://{place.netloc}" in [cluster.plan.url(node) for node in cluster.nodes]
 
 
 def test_what_the_protocol_refuses(cluster: LocalCluster) -> None:
