@@ -22,7 +22,7 @@ from tests.processes.conftest import running
 from tests.processes.database import Database
 from tests.processes.database_line import DatabaseLine, Fault
 
-ROUNDS = int(os.environ.get("SECURIFILE_LOST_COMMITS", "9"))
+ROUNDS = int(os.environ.get("SECURIFILE_LOST_COMMITS", "6"))
 SETTLED_S = 30.0
 LATEST_S = 0.004
 """PostgreSQL is killed up to so long after it was told to commit."""
