@@ -532,7 +532,7 @@ class SimulatedCluster:
         )
         while True:
             try:
-                await catalogue.open(cluster=CLUSTER, settings=self.settings, system_identifier="simulated")
+                await catalogue.open(cluster=CLUSTER, settings=self.settings, system_identifier=self.database.identifier)
                 await catalogue.members.put_admin(machine.server())
                 break
             except (DatabaseUnavailable, OutcomeUnknown):

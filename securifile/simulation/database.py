@@ -38,6 +38,8 @@ class DatabaseServer:
     def __init__(self, time: IReactorTime, chance: Chance) -> None:
         self.engine = SqliteDatabase(None)
         self.available = True
+        self.identifier = "simulated"
+        """Names this life of the database: see `Ledger.open`."""
         self.lost_answers = 0.0
         """Probability that the answer to a COMMIT is lost."""
         self.committed: list[tuple[float, Position]] = []
@@ -46,6 +48,26 @@ class DatabaseServer:
         """Called with each change at the instant of its commit."""
         self._time = time
         self._chance = chance
+
+    @property
+    def reconciled(self) -> bool:
+        """Whether the catalogue has taken back from the nodes what it had lost."""
+        return bool(self.engine.sql.query_now("SELECT reconciled FROM cluster")[0][0])
+
+    def image(self) -> bytes:
+        """A backup: all that is committed."""
+        return self.engine.image()
+
+    def restore(self, image: bytes, identifier: str) -> None:
+        """Go back to a backup, while no admin server is connected.
+
+        Args:
+            identifier: a promoted standby has another one than before; a restored backup need not.
+        """
+        self.engine = SqliteDatabase(None, image=image)
+        self.identifier = identifier
+        ((epoch, revision),) = self.engine.sql.query_now("SELECT epoch, revision FROM cluster")
+        self.committed = [(self._time.seconds(), Position(epoch, revision))]
 
     def trip_s(self) -> float:
         """How long half a question takes."""

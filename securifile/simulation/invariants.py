@@ -131,6 +131,10 @@ class Truth:
         found = [(self._path(entry), entry) for entry in self._entries.values() if isinstance(entry, File)]
         return sorted(found, key=lambda one: one[0])
 
+    def sees(self, person: str, path: str) -> Seen:
+        """What that person would read there at the end."""
+        return self._seen(person, path)
+
     def deed(self, kind: Kind, operation: Operation, path: str) -> int | None:
         """The revision that did what an operation was told is done; None when it changed nothing."""
         found = [
