@@ -5,7 +5,7 @@ A node that asks spreads by itself, so what is here for nodes only commits.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred, succeed
@@ -100,6 +100,10 @@ class AdminBackend:
     async def read(self, work: Callable[[Any], Awaitable[T]]) -> T:
         """See `Backend`."""
         return await self.asking(self._catalogue.read(work))
+
+    async def recall(self, key: Hashable, work: Callable[[Any], Awaitable[T]]) -> T:
+        """See `Backend`: the database is asked each time."""
+        return await self.read(work)
 
     async def act(self, asked: m.MakeFolder | m.Delete | m.Move | m.SetGrant) -> m.Acted:
         """See `Backend`."""

@@ -33,6 +33,8 @@ LIMIT_BYTES = 1 << 30
 """About three million records: a day without an admin server at thirty requests a second, on a disk that has room for files."""
 SEGMENT_BYTES = 4 << 20
 """What is read again after a restart in vain, at most; and a gigabyte is still only some hundred files."""
+MARKS_S = 1.0
+"""How long what was confirmed may be known here only: after a crash so much is sent again."""
 NOTE_DELAY_S = 0.05
 """Half of the 100 ms that the design gives to reads: the other half is for the fsync."""
 RETRY_S = 1.0
@@ -103,6 +105,8 @@ class Spool:
         self._tidying = Rounds("tidying the audit spool", self._tidy)
         self._discarded: list[Segment] = []
         self._marks_changed = False
+        self._marked_at = float("-inf")
+        self._marking: IDelayedCall | None = None
         self._watchers: list[Callable[[], None]] = []
 
     # --- taking records ---
@@ -236,17 +240,24 @@ class Spool:
             self._segments = [segment for segment in self._segments if segment not in done]
             here = {segment.boot for segment in self._segments} | {self.boot}
             self._confirmed = {boot: number for boot, number in self._confirmed.items() if boot in here}
-        if self._discarded or self._marks_changed:
+        wait_s = self._marked_at + MARKS_S - self._clock.seconds()
+        if self._discarded or (self._marks_changed and wait_s <= 0):
             self._tidying.ask()
+        elif self._marks_changed and self._marking is None:
+            # Confirmations come many a second. A mark that is lost has records sent again, and the receiver drops them.
+            self._marking = self._clock.callLater(wait_s, self._tidying.ask)
 
     async def _tidy(self) -> None:
-        self._marks_changed = False
+        if self._marking is not None and self._marking.active():
+            self._marking.cancel()
+        self._marking = None
+        self._marks_changed, self._marked_at = False, self._clock.seconds()
         discarded, self._discarded = self._discarded, []
         try:
             await self._worker.do(segments.write_marks, self._directory, dict(self._confirmed))
         except OSError as error:
             # A full disk: room comes of deleting. What is sent again for want of the marks is dropped by its numbers.
-            self._marks_changed = True
+            self._marks_changed, self._marked_at = True, float("-inf")
             self._log.warn("which audit records are confirmed cannot be written down: {error}", error=error, directory=str(self._directory))
         # What stays behind when this fails is found, and confirmed again, after the next start.
         for segment in discarded:
@@ -298,6 +309,8 @@ class Spool:
             self._timer = None
         if self._buffer:
             self._log.critical("{count} audit records could not be written before the end", count=len(self._buffer))
+        if self._marks_changed:
+            self._tidying.ask()
         await self._tidying.idle()
         if self._active is not None:
             (descriptor, _), self._active = self._active, None

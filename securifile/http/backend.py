@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from typing import Any, Protocol, TypeVar
 
 from securifile.model.ids import EntryId
@@ -29,6 +29,9 @@ class Backend(Protocol):
 
     async def read(self, work: Callable[[Any], Awaitable[T]]) -> T:
         """Ask questions (`securifile.sql.directory`): runs `work(sql)`."""
+
+    async def recall(self, key: Hashable, work: Callable[[Any], Awaitable[T]]) -> T:
+        """As `read`; the answer may be remembered under `key` for as long as nothing changes. `work` must depend on nothing else."""
 
     async def act(self, asked: m.MakeFolder | m.Delete | m.Move | m.SetGrant) -> m.Acted:
         """Do something for a person; returns when no node serves the state before any more. Raises `Refusal`."""

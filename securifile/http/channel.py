@@ -625,7 +625,7 @@ class HttpChannel(Protocol):
             self._last_request = True
             headers.setRawHeaders(b"Connection", [b"close"])
         if self.factory.wall is not None and not headers.hasHeader(b"Date"):
-            headers.setRawHeaders(b"Date", [formatdate(self.factory.wall(), usegmt=True).encode("ascii")])
+            headers.setRawHeaders(b"Date", [self.factory.date(int(self.factory.wall()))])
         if not headers.hasHeader(b"X-Content-Type-Options"):
             headers.setRawHeaders(b"X-Content-Type-Options", [b"nosniff"])
         lines = [b"HTTP/1.1 %d %b\r\n" % (status, http.RESPONSES.get(status, b"Unknown"))]
@@ -893,6 +893,7 @@ class HttpFactory(ServerFactory):
         self.log_access = log_access
         self.wall = wall
         self.stopping = False
+        self._spelled = -1, b""
         self._channels: dict[HttpChannel, None] = {}
         self._idle: dict[HttpChannel, None] = {}
         """In the order in which they became so."""
@@ -902,6 +903,12 @@ class HttpFactory(ServerFactory):
     def connections(self) -> int:
         """How many there are."""
         return len(self._channels)
+
+    def date(self, second: int) -> bytes:
+        """That second since 1970 as HTTP writes it; spelled once a second, not for each answer."""
+        if second != self._spelled[0]:
+            self._spelled = second, formatdate(second, usegmt=True).encode("ascii")
+        return self._spelled[1]
 
     def buildProtocol(self, addr: IAddress | None) -> HttpChannel:  # type: ignore[override]
         """A channel for a new connection."""

@@ -63,7 +63,7 @@ class Lookup:
             place = await directory.place(sql, target.owner, target.segments)
             return place, await directory.role_along(sql, username, place.chain)
 
-        place, role = await self._backend.read(ask)
+        place, role = await self._backend.recall(("place", target.owner, target.segments, username), ask)
         if place.entry is not None:
             access.entry = place.entry.id
         return place, role

@@ -136,6 +136,14 @@ class IBlobStore(Interface):
     def open(attempt: Any) -> Deferred[Any]:
         """An `IBlobReader`. Raises `NoSuchBlob`, `CorruptBlock` (what is needed to check it is damaged)."""
 
+    def small(attempt: Any) -> Deferred[bytes]:
+        """The whole content of a blob of at most 64 KiB, checked as `IBlobReader.source` does; of a larger one only a part.
+
+        Raises:
+            NoSuchBlob: it is not here.
+            CorruptBlock: it is not what was written, or what is needed to check it is damaged.
+        """
+
     def commit(attempt: Any, version: int, position: Any) -> Deferred[None]:
         """Note in the sidecar that the attempt was committed. Raises `NoSuchBlob`."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -20,6 +20,9 @@ T = TypeVar("T")
 
 ACT_S = 10.0
 """How long the catalogue may take: far longer than a transaction, shorter than a person's patience."""
+
+KNOWN_MAX = 2000
+"""Answers kept, of about 2 KiB each."""
 
 SPREAD_S = 15.0
 """How long a commit may take to spread before the answer is `outcome-unknown`."""
@@ -59,6 +62,8 @@ class Acting:
         self.wall = wall
         self.audit = audit
         self.roster = cluster.roster
+        self._known: dict[Hashable, Any] = {}
+        index.listen(lambda fact: self._known.clear())
 
     async def admit(self) -> None:
         """See `Backend`."""
@@ -73,6 +78,19 @@ class Acting:
     async def read(self, work: Callable[[Any], Awaitable[T]]) -> T:
         """See `Backend`."""
         return await work(self._index.sql)
+
+    async def recall(self, key: Hashable, work: Callable[[Any], Awaitable[T]]) -> T:
+        """See `Backend`: from memory until the next change in the index."""
+        if key in self._known:
+            known: T = self._known[key]
+            return known
+        answer = await work(self._index.sql)
+        # Within a transaction of the index the answer may be of a state that never comes about.
+        if answer is not None and not self._index.is_writing:
+            if len(self._known) >= KNOWN_MAX:
+                self._known.clear()
+            self._known[key] = answer
+        return answer
 
     def has_catalogue(self) -> bool:
         """Whether an admin server is connected: writes are refused early when none is."""

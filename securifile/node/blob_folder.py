@@ -241,6 +241,18 @@ class BlobFolder:
         except FileNotFoundError:
             raise NoSuchBlob(f"blob {attempt} is not here") from None
 
+    def open_small(self, attempt: AttemptId, bytes_max: int) -> tuple[int, SidecarFile, bytes]:
+        """As `open`, with the blob's first `bytes_max` bytes. Raises `NoSuchBlob`, `CorruptBlock`."""
+        descriptor, loaded = self.open(attempt)
+        try:
+            pieces, problem = self.blocks(descriptor, loaded, 0, min(loaded.sidecar.size, bytes_max))
+            if problem is not None:
+                raise problem
+        except BaseException:
+            self.files.close(descriptor)
+            raise
+        return descriptor, loaded, b"".join(pieces)
+
     def blocks(self, descriptor: int, loaded: SidecarFile, start: int, stop: int) -> tuple[list[bytes], CorruptBlock | None]:
         """The bytes [start, stop) in pieces of at most one block, up to the first block that is bad, and what is wrong with that."""
         pieces: list[bytes] = []

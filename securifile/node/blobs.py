@@ -31,6 +31,7 @@ from securifile.model.entries import BlobSummary, Sidecar, Space
 from securifile.model.errors import BlobExists, CorruptBlock, StreamBroken
 from securifile.model.ids import AttemptId, EntryId, Position
 from securifile.model.interfaces import IBlobReader, IBlobStore, IBlobWriter, IByteSource, IWorker
+from securifile.node.at_hand import SMALL_BYTES_MAX, AtHand
 from securifile.node.blob_folder import BlobFolder, Recovery
 from securifile.node.files import OS_FILES, Files
 from securifile.node.sidecars import BLOCK_BYTES, BlockChecksums, SidecarFile
@@ -71,6 +72,7 @@ class DiskBlobs:
         self.worker = worker
         self.staged_folder = StagedFolder(self._folder)
         """Where resumable uploads rest until they become blobs."""
+        self._at_hand = AtHand(files)
         self._clock = clock
         self._writing: set[AttemptId] = set()
         self._used_bytes = 0
@@ -117,6 +119,21 @@ class DiskBlobs:
         descriptor, loaded = await self.worker.do(self._folder.open, attempt)
         return DiskBlobReader(_Descriptor(descriptor, self._folder, self.worker), loaded, self._folder)
 
+    def small(self, attempt: AttemptId) -> Deferred[bytes]:
+        """See `IBlobStore`. At once when it is at hand, else in one job."""
+        data = self._at_hand.read(attempt)
+        return detached(self._small(attempt)) if data is None else defer.succeed(data)
+
+    async def _small(self, attempt: AttemptId) -> bytes:
+        changes = self._at_hand.changes
+        number, loaded, data = await self.worker.do(self._folder.open_small, attempt, SMALL_BYTES_MAX)
+        descriptor = _Descriptor(number, self._folder, self.worker)
+        if changes == self._at_hand.changes and loaded.sidecar.size <= SMALL_BYTES_MAX:
+            self._at_hand.keep(attempt, number, loaded, descriptor.release)
+        else:
+            descriptor.release()
+        return data
+
     def commit(self, attempt: AttemptId, version: int, position: Position) -> Deferred[None]:
         """See `IBlobStore`. Not fsynced: the catalogue knows."""
         return self.worker.do(self._folder.note_commit, attempt, version, position)
@@ -131,18 +148,23 @@ class DiskBlobs:
 
     def drop(self, attempt: AttemptId) -> Deferred[None]:
         """See `IBlobStore`."""
-        return detached(self._leave(self._folder.remove, attempt))
+        return detached(self._leave(attempt, self._folder.remove))
 
     def quarantine(self, attempt: AttemptId, reason: str) -> Deferred[None]:
         """See `IBlobStore`."""
-        return detached(self._leave(self._folder.set_aside, attempt, reason))
+        return detached(self._leave(attempt, self._folder.set_aside, reason))
 
     def quarantined_count(self) -> Deferred[int]:
         """See `IBlobStore`."""
         return self.worker.do(self._folder.quarantined_count)
 
-    async def _leave(self, step: Callable[..., int], *arguments: Any) -> None:
-        self._used_bytes -= await self.worker.do(step, *arguments)
+    async def _leave(self, attempt: AttemptId, step: Callable[..., int], *arguments: Any) -> None:
+        self._at_hand.leaving(attempt)
+        try:
+            self._used_bytes -= await self.worker.do(step, attempt, *arguments)
+        finally:
+            # Who opened it in the meantime must not keep it either.
+            self._at_hand.leaving(attempt)
         self._available = None
 
     def space(self) -> Deferred[Space]:

@@ -25,6 +25,9 @@ class Files(Protocol):
     def read(self, descriptor: int, count: int, offset: int) -> bytes:
         """`count` bytes from `offset`; fewer only at the end of the file."""
 
+    def read_at_once(self, descriptor: int, count: int, offset: int) -> bytes | None:
+        """As `read`, if that need not wait for the medium; None if it would, or nobody knows. May be called from any thread."""
+
     def size(self, descriptor: int) -> int:
         """Length of an open file."""
 
@@ -62,6 +65,9 @@ class Files(Protocol):
         """What an ordinary process may still write on the file system of `directory`."""
 
 
+_NO_WAIT: int | None = getattr(os, "RWF_NOWAIT", None)
+
+
 class OsFiles:
     """The operating system's files."""
 
@@ -87,6 +93,17 @@ class OsFiles:
         while len(data) < count and (more := os.pread(descriptor, count - len(data), offset + len(data))):
             data += more
         return data
+
+    def read_at_once(self, descriptor: int, count: int, offset: int) -> bytes | None:
+        """See `Files`. Where the system cannot say (another than Linux, or its file system), it is None."""
+        if _NO_WAIT is None:
+            return None
+        data = bytearray(count)
+        try:
+            came = os.preadv(descriptor, [data], offset, _NO_WAIT) if count else 0
+        except OSError:
+            return None
+        return bytes(data) if came == count else None
 
     def size(self, descriptor: int) -> int:
         """See `Files`."""

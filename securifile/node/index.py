@@ -90,6 +90,11 @@ class Index:
         """For questions (`securifile.sql.directory`): what is committed here now."""
         return self._database.sql
 
+    @property
+    def is_writing(self) -> bool:
+        """Whether a transaction is under way, or waits for its turn."""
+        return self._database.is_writing
+
     def transact(self, name: str, work: Callable[[Any], Awaitable[T]]) -> Deferred[T]:
         """Write to the node's own tables, those that no fact touches: see `IDatabase.transact`."""
         return self._database.transact(name, work)

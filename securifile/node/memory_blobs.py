@@ -57,6 +57,10 @@ class MemoryBlobs:
         """See `IBlobStore`."""
         return defer.execute(lambda: MemoryBlobReader(self._blob(attempt)))
 
+    def small(self, attempt: AttemptId) -> Deferred[bytes]:
+        """See `IBlobStore`."""
+        return defer.execute(lambda: MemoryBlobReader(self._blob(attempt)).first())
+
     def commit(self, attempt: AttemptId, version: int, position: Position) -> Deferred[None]:
         """See `IBlobStore`."""
         return defer.execute(self._commit, attempt, version, position)
@@ -200,6 +204,10 @@ class MemoryBlobReader:
     def close(self) -> None:
         """See `IBlobReader`."""
         self._closed = True
+
+    def first(self) -> bytes:
+        """What is in the first block."""
+        return self._piece(0, self.size)
 
     def _piece(self, at: int, stop: int) -> bytes:
         if self._closed:

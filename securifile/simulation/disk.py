@@ -152,6 +152,10 @@ class SimulatedFiles:
         """See `Files`."""
         return bytes(self._open[descriptor].data[offset : offset + count])
 
+    def read_at_once(self, descriptor: int, count: int, offset: int) -> bytes | None:
+        """See `Files`."""
+        return self.read(descriptor, count, offset)
+
     def size(self, descriptor: int) -> int:
         """See `Files`."""
         return len(self._open[descriptor].data)

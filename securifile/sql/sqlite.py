@@ -131,6 +131,11 @@ class SqliteDatabase:
             self._snapshot, self._snapshot_turn, self._look = self._connect(), DeferredLock(), self._connect()
         self.sql = SqliteSql(self._look)
 
+    @property
+    def is_writing(self) -> bool:
+        """Whether a transaction is under way: in memory, others see what it has written already."""
+        return bool(self._writer_turn.locked)
+
     def transact(self, name: str, work: Callable[[Any], Awaitable[T]]) -> Deferred[T]:
         """See `IDatabase`. When nobody else is in a transaction and `work` does not wait, it has fired when this returns.
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
 
-from securifile.audit.spool import NOTE_DELAY_S, RETRY_S, Spool
+from securifile.audit.spool import MARKS_S, NOTE_DELAY_S, RETRY_S, Spool
 from securifile.model.errors import SpoolFull
 from tests.audit.doubles import InlineWorker, StepWorker, done, everything, expected, names, record, spool
 
@@ -124,6 +124,33 @@ def test_confirmed_is_deleted_from_a_full_disk(tmp_path: Path) -> None:
     (tmp_path / "confirmed.new").rmdir()
     trail.confirm("b1", 13)
     assert names(everything(spool(tmp_path, "b2"))) == expected("b1", *range(14, 21))
+
+
+def test_many_confirmations_are_written_down_once_a_second(tmp_path: Path) -> None:
+    """The first at once, those that follow together; all of them when the spool is closed."""
+    clock = Clock()
+    trail = Spool(tmp_path, boot="b1", version="1", worker=InlineWorker(), clock=clock)
+    done(trail.open())
+    for n in range(1, 11):
+        done(trail.keep(record(n)))
+
+    def marked() -> str:
+        return (tmp_path / "confirmed").read_text(encoding="ascii")
+
+    trail.confirm("b1", 1)
+    assert "b1 1\n" in marked()
+    for n in range(2, 6):
+        trail.confirm("b1", n)
+        clock.advance(0.1)
+    assert "b1 1\n" in marked()
+    clock.advance(MARKS_S)
+    assert "b1 5\n" in marked()
+    trail.confirm("b1", 7)
+    clock.advance(0.1)
+    trail.confirm("b1", 8)
+    done(trail.close())
+    assert "b1 8\n" in marked()
+    assert not clock.getDelayedCalls()
 
 
 def test_everything_confirmed(tmp_path: Path) -> None:

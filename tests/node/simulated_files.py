@@ -123,6 +123,9 @@ class SimulatedFiles:
     def read(self, descriptor: int, count: int, offset: int) -> bytes:
         return bytes(self._open[descriptor].data[offset : offset + count])
 
+    def read_at_once(self, descriptor: int, count: int, offset: int) -> bytes | None:
+        return self.read(descriptor, count, offset)
+
     def size(self, descriptor: int) -> int:
         return len(self._open[descriptor].data)
 

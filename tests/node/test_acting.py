@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 
 from securifile.model.errors import Code, OutcomeUnknown, PeerUnreachable, Refusal
-from securifile.node.acting import Acting
+from securifile.node.acting import KNOWN_MAX, Acting
 from securifile.protocol.messages import Done, SignOut
 
 QUESTION = SignOut(token_hash=b"")
@@ -35,7 +36,8 @@ def ask(*admins: Admin) -> Any:
     links = {f"a{number}": admin for number, admin in enumerate(admins)}
     cluster: Any = SimpleNamespace(admins=list(links), link=links.get, roster=None)
     nothing: Any = None
-    acting = Acting(clock=Clock(), wall=lambda: 0.0, name="n1", cluster=cluster, index=nothing, audit=nothing, random=bytes)
+    index: Any = SimpleNamespace(listen=lambda listener: None)
+    acting = Acting(clock=Clock(), wall=lambda: 0.0, name="n1", cluster=cluster, index=index, audit=nothing, random=bytes)
     results: list[Any] = []
     Deferred.fromCoroutine(acting.ask_admin(QUESTION)).addBoth(results.append)
     return results[0]
@@ -55,3 +57,88 @@ def test_whoever_may_have_done_it_is_the_last_that_is_asked(answer: Exception) -
     failure = ask(Admin(answer), other)
     assert failure.check(Refusal if isinstance(answer, Refusal) else OutcomeUnknown)
     assert other.asked == 0
+
+
+class Asked:
+    """A question to the index, and how often it was asked."""
+
+    def __init__(self, answer: object) -> None:
+        self.answer = answer
+        self.times = 0
+
+    async def __call__(self, sql: object) -> object:
+        self.times += 1
+        return self.answer
+
+
+class FakeIndex:
+    """Tells of changes when the test says so."""
+
+    sql = None
+    is_writing = False
+
+    def __init__(self) -> None:
+        self.listeners: list[Callable[[object], None]] = []
+
+    def listen(self, listener: Callable[[object], None]) -> None:
+        self.listeners.append(listener)
+
+    def change(self) -> None:
+        for listener in self.listeners:
+            listener(object())
+
+
+def remembering() -> tuple[Any, Callable[..., Any]]:
+    """An index, and how to ask what may be remembered."""
+    index: Any = FakeIndex()
+    cluster: Any = SimpleNamespace(roster=None)
+    acting = Acting(clock=Clock(), wall=lambda: 0.0, name="n1", cluster=cluster, index=index, audit=cast(Any, None), random=bytes)
+
+    def recall(key: object, asked: Asked) -> Any:
+        results: list[Any] = []
+        Deferred.fromCoroutine(acting.recall(key, asked)).addBoth(results.append)
+        return results[0]
+
+    return index, recall
+
+
+def test_an_answer_is_remembered_until_something_changes() -> None:
+    """Whatever changes: one change in the index makes every answer be asked for again."""
+    index, recall = remembering()
+    asked = Asked("found")
+    assert [recall("k", asked), recall("k", asked)] == ["found", "found"]
+    assert asked.times == 1
+    asked.answer = "something else"
+    index.change()
+    assert recall("k", asked) == "something else"
+    assert recall("another", Asked(1)) == 1
+
+
+def test_nothing_found_is_not_remembered() -> None:
+    """Strangers who guess tokens must not fill the memory."""
+    _index, recall = remembering()
+    asked = Asked(None)
+    recall("k", asked)
+    recall("k", asked)
+    assert asked.times == 2
+
+
+def test_what_may_be_taken_back_is_not_remembered() -> None:
+    """In the middle of a transaction of the index its changes may be visible, and it may yet come to nothing."""
+    index, recall = remembering()
+    asked = Asked("perhaps")
+    index.is_writing = True
+    recall("k", asked)
+    index.is_writing = False
+    asked.answer = "certain"
+    assert recall("k", asked) == "certain"
+
+
+def test_the_memory_is_bounded() -> None:
+    """When it is full it begins anew."""
+    _index, recall = remembering()
+    asked = Asked("found")
+    for number in range(KNOWN_MAX + 1):
+        recall(number, asked)
+    recall(0, asked)
+    assert asked.times == KNOWN_MAX + 2

@@ -158,6 +158,22 @@ async def test_a_blob_is_staged_until_committed(subject: Subject) -> None:
 
 
 @pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("size", [0, 1, 4096, 65536])
+async def test_a_small_blob_is_read_whole(subject: Subject, size: int) -> None:
+    """In one piece, as often as one likes; and not at all when it is bad, or gone."""
+    await put(subject.store, A, b"s" * size)
+    for _ in range(3):
+        assert await subject.store.small(A) == b"s" * size
+    if size:
+        subject.damage(A, size - 1)
+        with pytest.raises(CorruptBlock):
+            await subject.store.small(A)
+    await subject.store.drop(A)
+    with pytest.raises(NoSuchBlob):
+        await subject.store.small(A)
+
+
+@pytest_twisted.ensureDeferred
 async def test_what_is_not_there(subject: Subject) -> None:
     """Opening, committing and asking for a blob that is not there say so; dropping it and setting it aside are no mistakes."""
     for ask in (subject.store.open(A), subject.store.sidecar(A), subject.store.commit(A, 1, Position(1, 1))):
