@@ -29,7 +29,7 @@ class PeerUploads:
         return {m.UploadLook: self._look, m.UploadCatchUp: self._catch_up, m.UploadSeal: self._seal, m.UploadDrop: self._drop}
 
     async def _look(self, peer: Peer, message: m.UploadLook) -> m.UploadFound:
-        found = await self._staged.look(message.attempt)
+        found = await self._staged.look(message.attempt, message.person)
         return m.UploadFound() if found is None else m.UploadFound(upload=found.upload, note=found.note, sealed=found.sealed)
 
     async def _catch_up(self, peer: Peer, message: m.UploadCatchUp) -> m.BlobAppended:
@@ -48,7 +48,7 @@ class PeerUploads:
         return detached(self._fetch(upload, offset, length, source))
 
     async def _fetch(self, upload: StagedUpload, offset: int, length: int | None, source: str | None) -> int:
-        found = await self._staged.look(upload.attempt)
+        found = await self._staged.look(upload.attempt, upload.person)
         start = 0 if found is None else found.note.offset
         append = await self._staged.begin(upload, start, length=length, checked=False)
         try:

@@ -68,11 +68,7 @@ class State:
     @property
     def file(self) -> File | None:
         """The file with the version that it became."""
-        if self.committed is None:
-            return None
-        file = self.committed.facts[0]
-        assert isinstance(file, File), "a commit's first fact is the file"
-        return file
+        return None if self.committed is None else file_of(self.committed)
 
 
 @attrs.define
@@ -202,9 +198,10 @@ class Resumable:
     def _reaches(self, node: str) -> bool:
         return node == self._name or self._cluster.heartbeats.is_answering(node)
 
-    async def _gather(self, attempt: AttemptId) -> tuple[_Seen | None, list[str]]:
-        """What all nodes tell, whatever they are held for; and those that did not answer."""
-        own = await self._staged.look(attempt)
+    async def _gather(self, access: Access, attempt: AttemptId) -> tuple[_Seen | None, list[str]]:
+        """What all nodes tell of an upload of the caller's, whatever they are held for; and those that did not answer."""
+        person = access.signed_in.username
+        own = await self._staged.look(attempt, person)
         found: dict[str, m.UploadFound] = {}
         silent: list[str] = []
         if own is not None:
@@ -212,7 +209,7 @@ class Resumable:
 
         async def ask(node: str) -> None:
             try:
-                asking = self._cluster.ask(node, m.UploadLook(attempt=attempt), LOOK_S)
+                asking = self._cluster.ask(node, m.UploadLook(attempt=attempt, person=person), LOOK_S)
                 answer: m.UploadFound = await self._reachable.while_available(node, asking)
             except (PeerUnreachable, DeadlineExceeded):
                 silent.append(node)
@@ -241,21 +238,21 @@ class Resumable:
 
     async def _known(self, access: Access, attempt: AttemptId) -> _Seen:
         """What is known of an upload of the caller's. Raises `Refusal`."""
-        seen, silent = await self._gather(attempt)
-        if seen is not None and seen.upload.person == access.signed_in.username:
+        seen, silent = await self._gather(access, attempt)
+        if seen is not None:
             access.path = seen.upload.path
             return seen
         # What was acknowledged is on so many that one of them answers, unless as many are silent.
-        if seen is None and len(silent) >= self._cluster.roster.settings.copies_needed:
+        if len(silent) >= self._cluster.roster.settings.copies_needed:
             raise Refusal(
                 Code.NO_HOLDER,
                 f"No node that answers knows this upload, and {', '.join(sorted(silent))} did not answer. Try again.",
                 retry_after_s=2.0,
                 silent=sorted(silent),
             )
-        if seen is None and self._acting.has_catalogue():
+        if self._acting.has_catalogue():
             outcome: m.Outcome = await self._acting.ask_admin(m.OutcomeAsk(attempt=attempt, abandon=False))
-            if outcome.ended is not None:
+            if outcome.committed is not None and file_of(outcome.committed).version.committed_by == access.signed_in.username:
                 raise Refusal(Code.GONE, "This upload has ended. Begin a new one, if you need to.")
         raise Refusal(Code.NOT_FOUND, "There is no such upload, or none of yours. It may have expired; begin a new one.")
 
@@ -360,7 +357,12 @@ class Resumable:
             await self._uploads.check_quota(plan, length or 0)
             self._uploads.check_majority()
         seen = _Seen(upload, {}, Note(offset=0, length=length, expires_at=self._staged.expiry()))
-        for node in await self._strengthen(seen, length):
+        try:
+            ready = await self._strengthen(seen, length)
+        except Refusal:
+            await self._drop(upload.attempt)
+            raise
+        for node in ready:
             seen.holders[node] = m.UploadFound(upload=upload, note=seen.note)
         return seen
 
@@ -589,7 +591,7 @@ class Resumable:
         target = asked.target(access.signed_in.username)
         said = "\0".join([access.signed_in.username, str(target), str(asked.if_match), str(asked.if_none_match), *map(str, final.parts)])
         attempt = AttemptId(hashlib.sha256(b"final\0" + said.encode()).digest()[:16])
-        seen, _ = await self._gather(attempt)
+        seen, _ = await self._gather(access, attempt)
         if seen is not None:
             committed = await self._committed(seen)
             if committed is not None:
@@ -678,6 +680,13 @@ class _FromParts:
         """No more is wanted."""
         if self._source is not None:
             self._source.close()
+
+
+def file_of(committed: m.Committed) -> File:
+    """The file that a commit was about."""
+    file = committed.facts[0]
+    assert isinstance(file, File), "a commit's first fact is the file"
+    return file
 
 
 def header_of(upload: StagedUpload) -> Header:

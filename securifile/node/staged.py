@@ -131,13 +131,13 @@ class StagedUploads:
         """How many unfinished uploads of a person rest here."""
         return sum(one.upload.person == person and not one.sealed for one in self._uploads.values())
 
-    def look(self, attempt: AttemptId) -> Deferred[Found | None]:
-        """How far it is; ends an append that is under way. None: there is no such upload here."""
-        return detached(self._look(attempt))
+    def look(self, attempt: AttemptId, person: str) -> Deferred[Found | None]:
+        """How far it is; ends an append that is under way. None: that person has no such upload here."""
+        return detached(self._look(attempt, person))
 
-    async def _look(self, attempt: AttemptId) -> Found | None:
+    async def _look(self, attempt: AttemptId, person: str) -> Found | None:
         one = self._uploads.get(attempt)
-        if one is None:
+        if one is None or one.upload.person != person:
             return None
         async with self._alone(one):
             if attempt not in self._uploads:

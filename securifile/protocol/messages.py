@@ -534,9 +534,10 @@ class BlobAppended:
 
 @attrs.frozen(kw_only=True)
 class UploadLook:
-    """How far is this upload with you? Ends an append that is under way. Answered by `UploadFound`."""
+    """How far is this upload with you? Ends an append that is under way, if the upload is that person's. Answered by `UploadFound`."""
 
     attempt: AttemptId
+    person: str
 
 
 @attrs.frozen(kw_only=True)

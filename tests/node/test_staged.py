@@ -94,7 +94,7 @@ class Holder:
     @property
     def offset(self) -> int | None:
         """How far the upload is, as this holder tells."""
-        found = now(self.staged.look(ATTEMPT))
+        found = now(self.staged.look(ATTEMPT, "alice"))
         return None if found is None else found.note.offset
 
     def seal(self) -> bytes:
@@ -152,10 +152,12 @@ def test_a_gap_is_refused() -> None:
 
 
 def test_the_newest_request_wins() -> None:
-    """A look ends the append that is under way, and what had come is kept; the ended one can write no more."""
+    """A look of the same person ends the append that is under way, and what had come is kept; the ended one can write no more."""
     holder = Holder()
     first = now(holder.staged.begin(upload(), 0, length=None, checked=False))
-    now(first.write(DATA[:300_000]))
+    now(first.write(DATA[:200_000]))
+    assert now(holder.staged.look(ATTEMPT, "bob")) is None
+    now(first.write(DATA[200_000:300_000]))
     assert holder.offset == 300_000
     assert refused(first.write(b"more")) is Code.CONFLICT
     assert refused(first.finish()) is Code.CONFLICT
@@ -229,7 +231,7 @@ def test_sealing_twice_is_sealing_once() -> None:
     digest = holder.seal()
     assert holder.seal() == digest
     holder.restart()
-    found = now(holder.staged.look(ATTEMPT))
+    found = now(holder.staged.look(ATTEMPT, "alice"))
     assert found is not None and found.sealed and holder.seal() == digest
     assert refused(holder.staged.begin(upload(), len(DATA), length=None, checked=False)) is Code.CONFLICT
     now(holder.staged.drop(ATTEMPT))
@@ -317,7 +319,7 @@ def test_a_crash_at_any_step_takes_nothing_that_was_acknowledged(seed: int) -> N
         holder.start()
         offset = holder.offset
         assert (offset or 0) >= (acknowledged or 0), f"step {step}"
-        found = now(holder.staged.look(ATTEMPT))
+        found = now(holder.staged.look(ATTEMPT, "alice"))
         if found is None or not found.sealed:
             holder.append(DATA[offset or 0 :], offset or 0)
         assert holder.seal() == hashlib.sha256(DATA).digest(), f"step {step}"
