@@ -16,7 +16,7 @@ from securifile.simulation.cluster import SimulatedCluster
 PATIENCE_S = 60.0
 """Virtual seconds within which the nodes of a new cluster run."""
 
-SETTLING_S = 3.0
+SETTLING_S = 1.0
 """What the start has set going has ended by then."""
 
 

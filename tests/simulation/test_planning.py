@@ -36,10 +36,10 @@ def test_outages_of_independent_nodes(replicas: int) -> None:
     """A file cannot be read while all r+1 holders are away, and nodes are away for a known part of the time each."""
     settings = attrs.evolve(QUIET.settings, replicas=replicas, repair_after_s=1e12)
     question = attrs.evolve(
-        QUIET, nodes=replicas + 1, settings=settings, outage_every_s=10 * DAY_S, outage_s=5 * DAY_S, years=1000.0 * (1 + replicas)
+        QUIET, nodes=replicas + 1, settings=settings, outage_every_s=10 * DAY_S, outage_s=5 * DAY_S, years=500.0 * (1 + replicas)
     )
     found = forecast(question)
-    near(found.unreadable, (5 / 15) ** (replicas + 1))
+    near(found.unreadable, (5 / 15) ** (replicas + 1), 0.15)
     assert (found.disks, found.copies_destroyed, found.copies_made, found.lost.most) == (0, 0, 0, 0.0)
 
 
@@ -81,10 +81,10 @@ def test_the_grace_time_is_the_window_in_which_a_file_is_in_danger() -> None:
     grace_s, replaced_s = 3 * DAY_S, 30 * DAY_S
     settings = attrs.evolve(QUIET.settings, repair_after_s=grace_s)
     question = attrs.evolve(
-        QUIET, nodes=10, settings=settings, groups=10, stored_bytes=2.0, disk_every_s=YEAR_S, replaced_in_s=replaced_s, years=2000.0
+        QUIET, nodes=10, settings=settings, groups=10, stored_bytes=2.0, disk_every_s=YEAR_S, replaced_in_s=replaced_s, years=1000.0
     )
     window_s = replaced_s * (1 - math.exp(-grace_s / replaced_s))
-    near(forecast(question).lost, 2 * window_s / YEAR_S, 0.2)
+    near(forecast(question).lost, 2 * window_s / YEAR_S, 0.25)
 
 
 @pytest.mark.parametrize(("per_node", "planned", "expected_s"), [(1000.0, 10**6, 1000.0), (10**9, 4, 2500.0)])
@@ -115,16 +115,16 @@ BUSY = Question(
     seed=3,
     nodes=12,
     settings=ClusterSettings(replicas=2),
-    years=1.0,
+    years=0.5,
     groups=60,
     stored_bytes=100 * 1024.0**3,
     capacity_bytes=140 * 1024.0**3,
-    disk_every_s=YEAR_S / 12,
+    disk_every_s=YEAR_S / 24,
     replaced_in_s=3 * DAY_S,
-    outage_every_s=5 * DAY_S,
+    outage_every_s=15 * DAY_S,
     outage_s=1200.0,
     rack_nodes=4,
-    rack_every_s=YEAR_S / 12,
+    rack_every_s=YEAR_S / 24,
     rack_kills=0.3,
 )
 """Everything happens, often, and there is little room."""
@@ -149,7 +149,7 @@ def test_the_same_question_has_the_same_answer() -> None:
 
 def test_racks_that_fail_as_one_are_worse() -> None:
     """The same number of disks that die, but together: more is lost."""
-    alone = attrs.evolve(BUSY, years=5.0, groups=40, rack_nodes=1, rack_every_s=NEVER, disk_every_s=YEAR_S / 2)
+    alone = attrs.evolve(BUSY, years=3.0, groups=40, outage_every_s=NEVER, rack_nodes=1, rack_every_s=NEVER, disk_every_s=YEAR_S / 2)
     together = attrs.evolve(alone, disk_every_s=NEVER, rack_nodes=4, rack_every_s=YEAR_S / 2, rack_kills=1.0)
     assert forecast(together).lost.least > 3 * forecast(alone).lost.most
 
