@@ -50,6 +50,7 @@ def standing(
     serve_alone: bool,
     known: Position,
     heard: Position,
+    objectors: Mapping[str, Position],
     admitted: Position = BEGINNING,
 ) -> Standing:
     """Judge a node's standing.
@@ -62,12 +63,18 @@ def standing(
         serve_alone: the setting for two nodes of which one is dead, without an admin server.
         known: how far this node's index is.
         heard: the highest position any server has told of.
+        objectors: whose word counts against this node: admin servers, and nodes that the cluster holds for running, each with where in the
+            catalogue it became so. Who comes back from being cut off holds all others for down, and must not silence them with that.
         admitted: where in the catalogue the node's own status changed last. Who held it for down before knowing of that
             confirms that it lives, and is no longer right about its status.
     """
     oldest = now - FRESH_INTERVALS * interval_s
     fresh = {name: one for name, one in acknowledgements.items() if one.sent_at >= oldest}
-    against = sorted(name for name, one in fresh.items() if one.held_for is not Status.RUNNING and one.position >= admitted)
+    against = sorted(
+        name
+        for name, one in fresh.items()
+        if one.held_for is not Status.RUNNING and name in objectors and one.position >= max(admitted, objectors[name])
+    )
     if against:
         return Standing(serves=False, reason=f"{', '.join(against)} hold this node for {fresh[against[0]].held_for}")
     supported = 1 + sum(one.kind is ServerKind.NODE for one in fresh.values())

@@ -77,6 +77,8 @@ class Cluster:
         self._available_bytes = 0
         self._room: dict[str, int] = {}
         self._admitted = BEGINNING
+        self._objectors: dict[str, Position] = {}
+        """Whose word counts against this node, and where in the catalogue it became so; see `standing`."""
         self._boots: dict[str, str] = {}
         """The life of each peer's process, as far as it has told."""
         self._measuring: Deferred[None] = succeed(None)
@@ -114,6 +116,7 @@ class Cluster:
                 self.roster.learn(admin)
         for server in self.roster.servers.values():
             self._connect(server)
+            self._weigh(server, BEGINNING)
         self._refusing = None
         self.heartbeats.start()
 
@@ -232,6 +235,7 @@ class Cluster:
             serve_alone=settings.serve_alone,
             known=self._index.position,
             heard=self.heartbeats.heard,
+            objectors=self._objectors,
             admitted=self._admitted,
         )
 
@@ -338,6 +342,8 @@ class Cluster:
                 if fact.name == self._name:
                     self._removed = False
                 changed = before is None or (before.status, before.boot) != (fact.status, fact.boot)
+                if changed:
+                    self._weigh(fact, self._index.position)
                 if changed and fact.name == self._name:
                     self._admitted = self._index.position
                     self._log.info(
@@ -351,9 +357,17 @@ class Cluster:
                 if fact.name == self._name and not self._removed:
                     self._removed = True
                     self._say_removed("the catalogue")
+                self._objectors.pop(fact.name, None)
                 link = self._links.pop(fact.name, None)
                 if link is not None:
                     link.stop()
+
+    def _weigh(self, server: Server, since: Position) -> None:
+        """From that position on, its word counts against this node or not."""
+        if server.kind is ServerKind.ADMIN or server.status is Status.RUNNING:
+            self._objectors[server.name] = BEGINNING if server.kind is ServerKind.ADMIN else since
+        else:
+            self._objectors.pop(server.name, None)
 
     def _connect(self, server: Server) -> None:
         if server.name == self._name:

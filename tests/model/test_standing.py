@@ -16,14 +16,31 @@ FRESH = NOW - FRESH_INTERVALS * INTERVAL
 HERE = Position(1, 7)
 
 
-def acknowledged(kind: ServerKind = ServerKind.NODE, sent_at: float = NOW, held_for: Status = Status.RUNNING) -> Acknowledgement:
-    return Acknowledgement(kind=kind, sent_at=sent_at, held_for=held_for)
+def acknowledged(
+    kind: ServerKind = ServerKind.NODE, sent_at: float = NOW, held_for: Status = Status.RUNNING, position: Position = BEGINNING
+) -> Acknowledgement:
+    return Acknowledgement(kind=kind, sent_at=sent_at, held_for=held_for, position=position)
 
 
 def judge(
-    nodes: int, acknowledgements: dict[str, Acknowledgement], *, serve_alone: bool = False, known: Position = HERE, heard: Position = HERE
+    nodes: int,
+    acknowledgements: dict[str, Acknowledgement],
+    *,
+    serve_alone: bool = False,
+    known: Position = HERE,
+    heard: Position = HERE,
+    objectors: dict[str, Position] | None = None,
 ) -> Standing:
-    return standing(NOW, acknowledgements, nodes=nodes, interval_s=INTERVAL, serve_alone=serve_alone, known=known, heard=heard)
+    return standing(
+        NOW,
+        acknowledgements,
+        nodes=nodes,
+        interval_s=INTERVAL,
+        serve_alone=serve_alone,
+        known=known,
+        heard=heard,
+        objectors=dict.fromkeys(acknowledgements, BEGINNING) if objectors is None else objectors,
+    )
 
 
 @pytest.mark.parametrize("nodes", range(1, 8))
@@ -77,6 +94,16 @@ def test_one_fresh_objection_is_enough(kind: ServerKind, held_for: Status) -> No
     assert "x hold" in judged.reason
     assert held_for.value in judged.reason
     assert judge(3, others | {"x": acknowledged(kind, sent_at=FRESH - 0.001, held_for=held_for)}).serves
+
+
+def test_who_comes_back_silences_nobody() -> None:
+    """A node that was cut off holds all others for down: that counts neither while it is down nor from before it was admitted again."""
+    doubt = acknowledged(held_for=Status.DOWN, position=Position(1, 5))
+    others = {"a": acknowledged(ServerKind.ADMIN), "n2": acknowledged()}
+    everybody = dict.fromkeys([*others, "n3"], BEGINNING)
+    assert judge(3, others | {"n3": doubt}, objectors={"a": BEGINNING, "n2": BEGINNING}).serves
+    assert judge(3, others | {"n3": doubt}, objectors=everybody | {"n3": Position(1, 6)}).serves
+    assert not judge(3, others | {"n3": doubt}, objectors=everybody | {"n3": Position(1, 5)}).serves
 
 
 def test_who_is_behind_waits() -> None:

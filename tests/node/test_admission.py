@@ -16,7 +16,8 @@ from securifile.model import facts as f
 from securifile.model.entries import Space
 from securifile.model.errors import PeerUnreachable, Refusal
 from securifile.model.ids import Position
-from securifile.model.servers import ServerKind, Status
+from securifile.model.servers import HostPort, ServerKind, Status
+from securifile.model.standing import Acknowledgement
 from securifile.node.cluster import BEHIND_S, Cluster
 from securifile.node.index import Index
 from securifile.protocol import messages as m
@@ -172,6 +173,26 @@ def test_another_life_than_the_one_that_was_admitted_is_held_for_down() -> None:
     assert held == [Status.RUNNING, Status.DOWN, Status.RUNNING, Status.RUNNING]
 
 
+def test_a_node_that_comes_back_silences_nobody() -> None:
+    """Cut off, it held all others for down: its word counts again from where it is admitted."""
+    world = World(lambda server, handlers: TurnedAwayLink())
+    other = attrs.evolve(server(Status.DOWN), name="n2", boot="first")
+
+    def says(position: Position) -> bool:
+        """Whether this node serves when the other one, knowing so much, holds it for down."""
+        doubt = Acknowledgement(kind=ServerKind.NODE, sent_at=world.clock.seconds(), held_for=Status.DOWN, position=position)
+        world.cluster.heartbeats.acknowledgements["n2"] = doubt
+        return world.cluster.standing().serves
+
+    run_now(world.index.apply_changes(1, [f.Change(revision=1, facts=(other,))]))
+    assert says(Position(1, 1))
+    run_now(world.index.apply_changes(1, [f.Change(revision=2, facts=(attrs.evolve(other, status=Status.RUNNING),))]))
+    assert says(Position(1, 1))
+    assert not says(Position(1, 2))
+    run_now(world.index.apply_changes(1, [f.Change(revision=3, facts=(f.ServerGone(name="n2"),))]))
+    assert says(Position(1, 3))
+
+
 @attrs.frozen
 class Asking:
     """A peer of that name."""
@@ -193,6 +214,9 @@ class TurnedAwayLink:
         self.on_turned_away: Callable[[], bool] = lambda: False
 
     def start(self) -> None:
+        """See `Link`."""
+
+    def move(self, address: HostPort) -> None:
         """See `Link`."""
 
     def stop(self) -> Deferred[None]:

@@ -12,6 +12,7 @@ import pytest
 
 from securifile.local.cluster import ADMIN, LocalCluster
 from securifile.local.network import Network
+from securifile.local.processes import eventually
 from tests.processes.actions import BROKEN, get, noise, put
 
 ROUNDS = int(os.environ.get("SECURIFILE_STALE_ROUNDS", "3"))
@@ -73,8 +74,14 @@ def rounds(cluster: LocalCluster, what: str) -> Iterator[Asking]:
         yield asking
         assert asking.wrong == [], f"round {number}"
         cluster.wait_status("running", NODE, timeout_s=SETTLED_S)
-        assert get(cluster.http(NODE, "alice"), asking.path).must(200).body == b"new"
-        assert get(cluster.http(NODE, "carol"), asking.secret).status == 404
+
+        def serves_it(path: str = asking.path) -> bool:
+            response = get(cluster.http(NODE, "alice"), path).must(200, 503)
+            assert response.status == 503 or response.body == b"new"
+            return response.status == 200
+
+        eventually(serves_it, SETTLED_S, "the new version is served")
+        get(cluster.http(NODE, "carol"), asking.secret).must(404, 503)
 
 
 def change(asking: Asking) -> None:
