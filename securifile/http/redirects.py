@@ -40,6 +40,7 @@ class Redirector:
         file: EntryId,
         name: str | None = None,
         version: int | None = None,
+        relay: bool = False,
     ) -> Answer:
         """A 307 to the same path on `node`.
 
@@ -47,6 +48,7 @@ class Redirector:
             file: the file's id; for a new path its parent's.
             name: of a new path, in that parent.
             version: for a write, the version it may make.
+            relay: whether that node is to see to it, though another one is next in line.
 
         Raises:
             Refusal: TOO_MANY_REDIRECTS.
@@ -68,7 +70,8 @@ class Redirector:
             session=None if caller.session is None else caller.session.hex(),
             credentials=caller.person.credentials,
         )
-        url = with_ticket(self._roster.servers[node].url + target.url(), issue(ticket, self._sign))
+        url = self._roster.servers[node].url + target.url() + ("?relay=1" if relay else "")
+        url = with_ticket(url, issue(ticket, self._sign))
         return Answer(status=307, headers=((b"Location", url.encode("ascii")), (b"Cache-Control", b"no-store")))
 
 

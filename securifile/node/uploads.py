@@ -21,7 +21,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from securifile.http.answers import uploaded_json
-from securifile.http.authentication import Authenticator
+from securifile.http.authentication import Authenticator, Caller
 from securifile.http.channel import Request
 from securifile.http.digest_fields import format_digest, parse_digests
 from securifile.http.exchange import Access, Answer
@@ -251,12 +251,19 @@ class Uploads:
             )
         space = await self._blobs.space()
         if size > space.available_bytes:
-            if plan.before is None and with_room and not asked.relay:
-                return self._redirector.to(
-                    request, caller, target, node=with_room[0], file=plan.parent, name=plan.name, version=plan.number
-                )
+            if with_room and not asked.relay:
+                return self._to_room(request, caller, target, plan, with_room)
             raise Refusal(Code.DISK_FULL, "This node's disk has no room for that. Upload through another node.", node=self._name)
         return None
+
+    def _to_room(self, request: Request, caller: Caller, target: Target, plan: Plan, with_room: list[str]) -> Answer:
+        """Send an upload that does not fit here to a node on which it does; of a file that is there, rather to one that holds it."""
+        if plan.before is None:
+            return self._redirector.to(request, caller, target, node=with_room[0], file=plan.parent, name=plan.name, version=plan.number)
+        holders = [name for name in plan.before.version.holders if name in with_room]
+        node = (holders or with_room)[0]
+        # Else it would send the upload back, to the first in line.
+        return self._redirector.to(request, caller, target, node=node, file=plan.before.id, version=plan.number, relay=True)
 
     def check_majority(self) -> None:
         """Refuse early what could not be answered: too few nodes can be told of a new version (`model/spreading.py`)."""

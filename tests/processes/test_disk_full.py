@@ -71,7 +71,7 @@ def tight(request: pytest.FixtureRequest) -> Iterator[Tight]:
 
 
 def test_what_does_not_fit_is_refused_or_goes_elsewhere(tight: Tight) -> None:
-    """A new file goes to a node with room; through the full one itself it is 507, before the body, and it is nowhere; reading goes on."""
+    """A file goes to a node with room, a new one or one that was here; with `?relay=1` it is 507 and nowhere; reading goes on."""
     cluster = tight.cluster
     put(cluster.http(FULL, "alice"), "alice/old", b"old").must(201)
     with tight.filled(RESERVE + ROOM):
@@ -85,6 +85,10 @@ def test_what_does_not_fit_is_refused_or_goes_elsewhere(tight: Tight) -> None:
             get(cluster.http(node, "alice"), "alice/here").must(404)
             assert sha256(get(cluster.http(node, "alice"), "alice/elsewhere").must(200).body) == sha256(noise(BIG))
             assert get(cluster.http(node, "alice"), "alice/old").must(200).body == b"old"
+        put(cluster.http("node1", "alice"), "alice/old", noise(BIG, "new")).must(200)
+        assert FULL not in cluster.holders("alice/old", "alice")
+        for node in cluster.nodes:
+            assert sha256(get(cluster.http(node, "alice"), "alice/old").must(200).body) == sha256(noise(BIG, "new"))
         eventually(lambda: tight.half_done() == [], SETTLED_S, "nothing is left half done")
 
 
