@@ -6,7 +6,7 @@ cannot be made are told of, so that another node is given them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import attrs
@@ -31,6 +31,9 @@ AGAIN_S = 5.0
 """How long to wait after a copy could not be fetched: holders return within seconds, or not soon."""
 
 LOST_NAMED_MAX = 100
+
+PAGE = 500
+"""Files that a repair has in memory at a time."""
 
 FAILING_MAX = 200
 """Copies that fail in one pass before it is given up: they are told of, and when others have taken them over come the next ones."""
@@ -162,9 +165,9 @@ class Mending:
 
     async def _repair(self, peer: Peer, asked: m.RepairSelf) -> m.Repaired:
         """Read everything that should be here, and fetch what is not."""
-        files = await directory.shared_files(self._index.sql, self._name, self._name)
-        fetched, lost = 0, []
-        for file in files:
+        checked, fetched, lost = 0, 0, list[EntryId]()
+        async for file in self._held():
+            checked += 1
             if await self._is_whole(file):
                 continue
             try:
@@ -175,7 +178,17 @@ class Mending:
                 self._log.error("{file} cannot be repaired: {problem}", file=str(file.id), problem=str(error))
                 lost.append(file.id)
                 await self._tell_lost(file, str(error))
-        return m.Repaired(checked=len(files), fetched=fetched, lost=tuple(lost[:LOST_NAMED_MAX]))
+        return m.Repaired(checked=checked, fetched=fetched, lost=tuple(lost[:LOST_NAMED_MAX]))
+
+    async def _held(self) -> AsyncIterator[File]:
+        """What this node is to hold, a page at a time."""
+        after, page = b"", PAGE
+        while page == PAGE:
+            held = await directory.held_by(self._index.sql, self._name, (), after, PAGE)
+            for file in await directory.files(self._index.sql, [one.file.value for one in held]):
+                yield file
+            page = len(held)
+            after = held[-1].file.value if held else after
 
     async def _tell_lost(self, file: File, problem: str) -> None:
         """Have the catalogue know that this node has it not. Otherwise it would fail at each return, for what nobody can give back."""

@@ -275,26 +275,26 @@ async def file_of_attempt(sql: Any, attempt: AttemptId) -> File | None:
     return found[0] if found and isinstance(found[0], File) else None
 
 
-async def shared_files(sql: Any, one: str, other: str) -> list[File]:
-    """Files whose current version both nodes hold durably, by id; with one node twice, those that it holds."""
-    rows = await sql.query(
-        f"SELECT {', '.join('entries.' + column for column in ENTRY_COLUMNS.split(', '))} FROM entries"
-        " JOIN copies AS a ON a.file = entries.id AND a.node = :one AND a.durable"
-        " JOIN copies AS b ON b.file = entries.id AND b.node = :other AND b.durable ORDER BY entries.id",
-        {"one": one, "other": other},
-    )
-    return [entry for entry in await _with_copies(sql, rows) if isinstance(entry, File)]
+@attrs.frozen(kw_only=True)
+class Held:
+    """A file whose current version a node holds durably."""
+
+    file: EntryId
+    size: int
+    elsewhere: bool
+    """Whether one of the others that were asked about holds it durably, too."""
 
 
-async def files_alone(sql: Any, node: str, others: Sequence[str]) -> list[File]:
-    """Files whose current version the node holds durably and none of the others does, by id."""
+async def held_by(sql: Any, node: str, others: Sequence[str], after: bytes, limit: int) -> list[Held]:
+    """What a node holds, a page at a time: by id, those after `after`. A page that is not full is the last."""
     rows = await sql.query(
-        f"SELECT {', '.join('entries.' + column for column in ENTRY_COLUMNS.split(', '))} FROM entries"
-        " JOIN copies AS mine ON mine.file = entries.id AND mine.node = :node AND mine.durable WHERE NOT EXISTS"
-        " (SELECT 1 FROM copies AS other WHERE other.file = entries.id AND other.durable AND other.node IN :others) ORDER BY entries.id",
-        {"node": node, "others": tuple(others)},
+        "SELECT mine.file, entries.size, EXISTS"
+        " (SELECT 1 FROM copies AS other WHERE other.file = mine.file AND other.node IN :others AND other.durable)"
+        " FROM (SELECT file FROM copies WHERE node = :node AND durable AND file > :after ORDER BY file LIMIT :limit) AS mine"
+        " JOIN entries ON entries.id = mine.file ORDER BY mine.file",
+        {"node": node, "others": tuple(others), "after": after, "limit": limit},
     )
-    return [entry for entry in await _with_copies(sql, rows) if isinstance(entry, File)]
+    return [Held(file=EntryId(bytes(file)), size=size, elsewhere=bool(elsewhere)) for file, size, elsewhere in rows]
 
 
 async def pending_on(sql: Any, node: str) -> list[File]:

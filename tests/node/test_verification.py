@@ -29,6 +29,7 @@ from securifile.node.verification import (
     BATCH_BYTES,
     BATCH_FILES,
     NAMED_MAX,
+    PAGE,
     PROGRESS_S,
     READ_BYTES_S,
     SLOWEST_BYTES_S,
@@ -515,6 +516,22 @@ def test_many_files_come_in_batches() -> None:
         world.file(number, large)
     world.report("n1", "n2")
     assert [len(asked.items) for _, asked in world.asked] == [1, 1]
+
+
+def test_a_long_list_is_made_in_pieces() -> None:
+    """Between the pages the node answers heartbeats; what its subject does not hold any more is not asked for."""
+    world = World()
+    files = [world.file(number, b"") for number in range(PAGE + 2)]
+    outcome = world.verify("n1", "n2")
+    assert (outcome, world.asked) == ([], [])
+    world.learn(f.EntryGone(id=files[3].id))
+    pending = tuple(attrs.evolve(copy, durable=copy.node != "n2") for copy in files[4].version.copies)
+    world.learn(attrs.evolve(files[4], version=attrs.evolve(files[4].version, copies=pending)))
+    world.clock.advance(0)
+    report = reported(outcome)
+    assert (report.files, report.bad_count, report.interrupted) == (PAGE + 2, 0, None)
+    asked = [item.file for _, challenge in world.asked for item in challenge.items]
+    assert asked == [file.id for file in files if file not in (files[3], files[4])]
 
 
 def test_bad_copies_are_counted_and_the_first_are_named() -> None:
