@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import history
+from benchmarks.clients import ClientFailed
 from benchmarks.cluster import US, SecuriFile
 from benchmarks.figures import Goal, Measure, Sample
 from benchmarks.memory import peaks
@@ -88,9 +89,15 @@ def _measure(row: Row, targets: dict[str, Any], rounds: int) -> Result:
     for target in doing:
         row.work.prepare(target)
     for number in range(rounds):
-        for target in doing:
+        for target in [one for one in doing if one.name in samples]:
             os.sync()
-            samples[target.name].append(row.work.run(target, number))
+            try:
+                samples[target.name].append(row.work.run(target, number))
+            except ClientFailed as problem:
+                if target.name == US:
+                    raise
+                del samples[target.name]
+                _say(f"{target.name} does not do {row.name}: {problem}")
     for target in doing:
         target.clear()
     goals = row.goals
