@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from securifile.local.asking import Http, Response
 from securifile.local.cluster import ADMIN, LocalCluster
-from tests.processes.actions import MIB, get, noise, sha256
+from tests.processes.actions import MIB, files, get, noise, put, sha256
 
 UPLOADS = "/api/v1/uploads"
 
@@ -121,6 +121,33 @@ def test_the_precondition_of_the_creation_holds_at_the_end(cluster: LocalCluster
     patch(http, url, 2, b"34").must(412)
     assert get(http, "alice/once").must(200).body == b"other"
     tus(http, "POST", UPLOADS, Upload_Length=4, Upload_Metadata=f"path {encoded('alice/once')}", If_None_Match="*").must(412)
+
+
+def test_an_upload_that_rests_locks_nothing(cluster: LocalCluster) -> None:
+    """While it rests, others may write to its path; finished, it is the next version, as a `PUT` would be."""
+    http = cluster.http("node1", "alice")
+    url = create(http, "alice/resting", 4)
+    patch(http, url, 0, b"12").must(204)
+    assert put(cluster.http("node2", "alice"), "alice/resting", b"meanwhile").must(201).json()["version"] == 1
+    patch(cluster.http("node3", "alice"), url, 2, b"34").must(204)
+    assert get(http, "alice/resting").must(200).body == b"1234"
+    assert cluster.details("alice/resting", "alice")["version"] == 2
+
+
+def test_rights_and_quota_are_judged_again(cluster: LocalCluster) -> None:
+    """A right that was taken while the upload rested is missing at the next chunk; a quota is heeded before the first byte."""
+    http, bob = cluster.http("node1", "alice"), cluster.http("node2", "bob")
+    http.request("PUT", files("alice/shared/")).must(201)
+    http.request("PUT", "/api/v1/access/alice/shared/", json={"user": "bob", "role": "editor"}).must(200)
+    url = create(bob, "alice/shared/x", 4)
+    patch(bob, url, 0, b"12").must(204)
+    http.request("DELETE", "/api/v1/access/alice/shared/?user=bob").must(204)
+    patch(bob, url, 2, b"34").must(404)
+    get(http, "alice/shared/x").must(404)
+    cluster.add_user("carol", quota_bytes=10)
+    said = {"Upload_Metadata": f"path {encoded('carol/x')}"}
+    tus(cluster.http("node3", "carol"), "POST", UPLOADS, Upload_Length=11, **said).must(413)
+    create(cluster.http("node3", "carol"), "carol/x", 10)
 
 
 def test_parts_become_one(cluster: LocalCluster) -> None:
