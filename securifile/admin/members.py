@@ -132,6 +132,7 @@ class Members:
         async def decide(sql: Any, position: Position) -> Decision[None]:
             members = await directory.servers(sql)
             check_addresses(node, members)
+            check_own(node, members)
             check_hosts(node, hosts, members)
             used = await sql.execute(
                 "DELETE FROM invites WHERE secret_hash = :hash AND name = :name AND expires_at > :now",
@@ -165,8 +166,12 @@ class Members:
             if known is None:
                 raise Refusal(Code.NOT_A_MEMBER, f"{name} is not a member of this cluster.")
             fact = attrs.evolve(known, url=url, protocol_address=protocol_address)
-            check_addresses(fact, await directory.servers(sql))
-            return Decision(facts=() if fact == known else (fact,), answer=None)
+            members = await directory.servers(sql)
+            check_addresses(fact, members)
+            if fact == known:
+                return Decision(facts=(), answer=None)
+            check_own(fact, members)
+            return Decision(facts=(fact,), answer=None)
 
         return self._ledger.enter("readdress", decide, Needs.NOTHING)
 
@@ -426,6 +431,36 @@ def check_addresses(node: Server, members: Iterable[Server]) -> None:
         raise Refusal(
             Code.BAD_REQUEST, "Either the admin server or the node runs with --no-tls, and the other does not. Start both the same way."
         )
+
+
+def check_own(node: Server, members: Iterable[Server]) -> None:
+    """Refuse addresses that are not the node's own: everybody would be sent there for its files.
+
+    A running node's and an admin server's addresses are theirs. A loopback address leads each server to itself; it is good only where all
+    servers are on one machine, which is where the admin servers have such addresses, too.
+
+    Raises:
+        Refusal: BAD_REQUEST.
+    """
+    others = [other for other in members if other.name != node.name]
+    for host in sorted(_hosts_of(node)):
+        far = [other.name for other in others if other.kind is ServerKind.ADMIN and not any(map(is_loopback, _hosts_of(other)))]
+        if is_loopback(host) and far:
+            raise Refusal(
+                Code.BAD_REQUEST,
+                f"{host} is every machine's own address, and {far[0]} is on another one: start {node.name} with --public and the name or"
+                " address under which the other servers reach it.",
+            )
+    for other in others:
+        taken = _addresses_of(node) & _addresses_of(other)
+        if taken and (other.kind is ServerKind.ADMIN or other.status is Status.RUNNING):
+            raise Refusal(Code.BAD_REQUEST, f"{min(taken)} is {other.name}; it cannot be an address of {node.name}.")
+
+
+def _addresses_of(server: Server) -> set[str]:
+    """Each as `host:port`."""
+    told = (server.url.partition("://")[2].partition("/")[0], server.protocol_address, server.syslog_address)
+    return {address.lower() for address in told if address}
 
 
 def check_hosts(node: Server, hosts: Iterable[str], members: Iterable[Server]) -> None:

@@ -11,7 +11,7 @@ from klein import Klein
 from securifile.admin.backend import AdminBackend, NodeHandlers
 from securifile.admin.catalogue import Catalogue
 from securifile.admin.checks import Soundness
-from securifile.admin.members import Seen, check_addresses, check_hosts
+from securifile.admin.members import Seen, check_addresses, check_hosts, check_own
 from securifile.admin.requests import administrator, name_in
 from securifile.admin.watch import ADMIN_SILENT_S, Watch
 from securifile.certificates.authority import Authority
@@ -242,6 +242,7 @@ class ServersApi:
         members = self._catalogue.roster.servers.values()
         asked = Server(name=name, kind=ServerKind.NODE, url=url, protocol_address=str(protocol_address), public_key=b"", status=Status.DOWN)
         check_addresses(asked, members)
+        check_own(asked, members)
         check_hosts(asked, hosts, members)
         chain = self._nodes.sign(name, csr.encode("ascii", "replace"), hosts)
         await self._backend.enter(self._members.enrol(secret, attrs.evolve(asked, public_key=leaf_key(chain)), hosts))

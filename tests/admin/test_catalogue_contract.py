@@ -18,7 +18,7 @@ from securifile.admin.people import FAILURES_MAX, FAILURES_WINDOW_S, VERIFYING_M
 from securifile.audit.keeping import ReceivedRecord
 from securifile.model.entries import Copy
 from securifile.model.errors import Code, OutcomeUnknown, Refusal
-from securifile.model.facts import Change, Fact, File, Session
+from securifile.model.facts import Change, Fact, File, Server, Session
 from securifile.model.ids import Position
 from securifile.model.records import AuditRecord
 from securifile.model.roles import Role
@@ -754,6 +754,43 @@ async def test_addresses_and_keys_are_kept_up_to_date(world: World) -> None:
     assert world.catalogue.ledger.position == position
     assert await refused(members.readdress("nobody", "x", "y")) is Code.NOT_A_MEMBER
     assert await refused(members.put_admin(attrs.evolve(node("n1"), kind=ServerKind.ADMIN))) is Code.EXISTS
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_node_names_addresses_of_its_own(world: World) -> None:
+    """Not those of an admin server or a running node, nor loopback ones when the admin server is elsewhere; a dead node has none."""
+    members = world.catalogue.members
+    admin = Server(
+        name="admin1",
+        kind=ServerKind.ADMIN,
+        url="https://admin.example:8443",
+        protocol_address="admin.example:8444",
+        public_key=b"",
+        status=Status.RUNNING,
+        syslog_address="admin.example:6514",
+    )
+    await members.put_admin(admin)
+    wrong = [
+        ("https://admin.example:8443", "n9.example:9444"),
+        ("https://n9.example:9443", "ADMIN.example:8444"),
+        ("https://n9.example:9443", "admin.example:6514"),
+        ("https://n2.example:9441", "n9.example:9444"),
+        ("https://127.0.0.1:9443", "n9.example:9444"),
+        ("https://n9.example:9443", "localhost:9444"),
+        ("https://n9.example:9443", "[::1]:9444"),
+    ]
+    secret, _ = await members.invite("n9")
+    for url, protocol_address in wrong:
+        asked = attrs.evolve(node("n9"), url=url, protocol_address=protocol_address)
+        assert await refused(members.enrol(secret, asked)) is Code.BAD_REQUEST
+        assert await refused(members.readdress("n1", url, protocol_address)) is Code.BAD_REQUEST
+    # On the admin server's machine, by ports of its own.
+    await members.readdress("n1", "https://admin.example:9443", "admin.example:9444")
+    await world.hold({"n2": Status.DOWN})
+    await members.enrol(secret, attrs.evolve(node("n9"), url="https://n2.example:9441"))
+    # Where everything is on one machine, the admin server says so, too.
+    await members.put_admin(attrs.evolve(admin, url="https://127.0.0.1:8443", protocol_address="127.0.0.1:8444", syslog_address=""))
+    await members.readdress("n3", "https://127.0.0.1:9443", "127.0.0.1:9444")
 
 
 ALL_RUNNING = dict.fromkeys(NODES, Status.RUNNING)
