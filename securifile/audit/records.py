@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 import re
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 import attrs
 
@@ -170,9 +171,10 @@ def _seconds(duration_s: float | None) -> str | None:
 def _timestamp(at: float) -> str:
     within = min(max(at, 0.0), _AT_MAX) if math.isfinite(at) else 0.0
     moment = datetime.fromtimestamp(within, tz=UTC)
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond:06d}Z"
+    return moment.isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
 
 
+@lru_cache(256)
 def _header_word(word: str, length_max: int) -> str:
     """The word as header fields allow it (printable ASCII without spaces), or `-` if nothing is left."""
     kept = re.sub(r"[^\x21-\x7e]", "_", word)[:length_max]
@@ -193,7 +195,13 @@ def _percent(found: re.Match[str]) -> str:
     return "".join(f"%{byte:02X}" for byte in found.group().encode("utf-8", "surrogatepass"))
 
 
+_PLAIN = re.compile("[A-Za-z0-9 ._/:,@+~-]*")
+"""What most values are made of, in which nothing needs to be escaped."""
+
+
 def _escaped(text: str, sd: bool) -> bytes:
+    if _PLAIN.fullmatch(text):
+        return text.encode("ascii")
     spoken = _UNSPEAKABLE.sub(_percent, text)
     if sd:
         spoken = re.sub(r'(["\\\]])', r"\\\1", spoken)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast
 
 from twisted.internet.defer import Deferred
 
@@ -26,7 +26,6 @@ class Source(Protocol):
         """The next piece; nothing at the end. Raises `StreamBroken` or `Refusal` when there will be no more."""
 
 
-@runtime_checkable
 class Pouring(Protocol):
     """A source that may be able to give what comes next from a worker's thread."""
 
@@ -47,6 +46,7 @@ class Delivery:
     ) -> None:
         """Answer with all of `source`, `length` bytes, which the caller may read because they may read `entry`. Raises `Refusal`."""
         access.bytes = 0
+        pouring: Pouring | None = cast(Pouring, source) if hasattr(source, "pour") else None
         # The first bytes before the status: while nothing is sent, "nobody has it" is still a clean answer.
         data = await source.read()
         sink: Any = None
@@ -79,8 +79,8 @@ class Delivery:
                 while data:
                     await sink.write(data)
                     access.bytes += len(data)
-                    if isinstance(source, Pouring):
-                        await _pour(source, sink, access)
+                    if pouring is not None:
+                        await _pour(pouring, sink, access)
                     data = await source.read()
                 sink.finish()
             except (StreamBroken, Refusal) as error:
