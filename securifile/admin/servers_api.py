@@ -92,6 +92,11 @@ class ServersApi:
         """What an administrator should know."""
         roster = self._catalogue.roster
         found = [] if self._tls else [NO_TLS]
+        waits = self._watch.waits_for_nodes()
+        if waits is not None:
+            found.append(
+                f"Nobody can change anything yet: {waits}. Nodes that are lost for good can be removed: securifile node remove NAME."
+            )
         if not self._catalogue.ledger.reconciled:
             found.append(
                 "The catalogue lost something, and waits for the nodes to hand it in: securifile admin epoch shows who is missing."

@@ -21,7 +21,7 @@ from securifile.protocol import messages as m
 from securifile.protocol.connection import PeerIdentity
 from securifile.sql.sqlite import SqliteDatabase
 from securifile.world import World as Surroundings
-from tests.admin.catalogues import PASSWORD, World
+from tests.admin.catalogues import NODES, PASSWORD, World
 from tests.http.connections import Answer, Connection, Server
 
 OPERATOR = "operators-key"
@@ -71,8 +71,8 @@ class AskedByHttp:
         self.admin: Admin
         self.server: Server
 
-    async def open(self) -> None:
-        """Start it."""
+    async def open(self, beating: tuple[str, ...] = NODES) -> None:
+        """Start it; these nodes have told how far they are."""
         await self.world.open(ClusterSettings(replicas=1, write_copies=1))
         unused: Any = None
         surroundings = Surroundings(
@@ -91,8 +91,8 @@ class AskedByHttp:
             node: Any = AnsweringNode(name, self.admin)
             self.nodes[name] = node
             self.admin.peers.connected(node)
-        for node in self.nodes.values():
-            await node.beat()
+        for name in beating:
+            await self.nodes[name].beat()
         self.clock.advance(0.6)
         self.server = Server(resource=AdminApi(self.admin).resource())
 

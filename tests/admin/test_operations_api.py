@@ -165,3 +165,22 @@ async def test_an_admin_server_that_stopped_is_shown_as_down(asked: AskedByHttp)
     await members.keep_own_heartbeat("admin2", asked.world.now + 1, asked.world.catalogue.ledger.position)
     await asked.admin.watch.keep()
     assert shown()["status"] == "running"
+
+
+@pytest_twisted.ensureDeferred
+async def test_after_a_start_changes_wait_for_one_heartbeat_of_most_nodes() -> None:
+    """Until then a change is refused with the reason, and the status says so; with the heartbeat that makes them most, it goes on."""
+    asked = AskedByHttp()
+    await asked.open(beating=("n1",))
+    try:
+        line = "PUT /api/v1/files/alice/new/"
+        refused = asked.ask(line, by="alice")
+        assert (refused.status, refused.code) == (503, "catalogue-unavailable")
+        assert "more than half of the nodes" in refused.content.decode() and "(n1 so far)" in refused.content.decode()
+        (warning,) = asked.told("GET /api/v1/servers")["warnings"]
+        assert warning.startswith("Nobody can change anything yet") and "(n1 so far)" in warning
+        await asked.nodes["n2"].beat()
+        assert asked.ask(line, by="alice").status == 201
+        assert asked.told("GET /api/v1/servers")["warnings"] == []
+    finally:
+        await asked.close()
