@@ -272,6 +272,11 @@ class Person:
         else:
             await self._do(operation, "DELETE", f"/api/v1/access/{path}?user={other}")
 
+    async def wish(self, kind: Kind) -> None:
+        """One thing of that kind, after signing in, if need be."""
+        if await self.sign_in():
+            await self._wish(kind)
+
     async def make_folder(self, path: str, server: str) -> Operation:
         """Make a folder."""
         operation = self._operation(Kind.FOLDER, path, server)

@@ -140,6 +140,7 @@ class Run:
         """How many nodes the operator had to repair."""
         self._statuses: dict[str, Status] = {}
         self.cluster.database.watcher = self._committed
+        self._lives: list[Deferred[None]] = []
         self._logged: list[str] = []
         self.tracebacks: list[str] = []
         """Of the first surprises."""
@@ -156,25 +157,47 @@ class Run:
 
     def go(self) -> Report:
         """From beginning to judgement."""
-        hear = cast(ILogObserver, self._hear)
-        globalLogPublisher.addObserver(hear)
+        self.begin()
         try:
             self._go()
         finally:
-            globalLogPublisher.removeObserver(hear)
+            globalLogPublisher.removeObserver(cast(ILogObserver, self._hear))
+        return self._end()
+
+    def begin(self) -> None:
+        """The cluster runs, and everybody has signed in. Whoever calls this, and not `go`, tells the story, and calls `finish`."""
+        globalLogPublisher.addObserver(cast(ILogObserver, self._hear))
+        self.cluster.begin(self._names)
+        self._say("the cluster runs")
+        self.storm.note_reach()
+        self.cluster.wait(self._prepare())
+
+    def start(self, wish: Callable[[], Any]) -> None:
+        """Somebody begins something, and nobody waits for it before the end."""
+        self._lives.append(self._live(wish))
+
+    def finish(self) -> Report:
+        """All faults end, everything is looked at, and it is judged."""
+        try:
+            self._recover_and_look()
+        finally:
+            globalLogPublisher.removeObserver(cast(ILogObserver, self._hear))
+        return self._end()
+
+    def _end(self) -> Report:
         report = self._report()
         self.cluster.bury()
         return report
 
     def _go(self) -> None:
+        for person in self.people:
+            self.start(person.live)
+        self.start(self.storm.rage)
+        self.cluster.run(self.scene.seconds)
+        self._recover_and_look()
+
+    def _recover_and_look(self) -> None:
         cluster = self.cluster
-        cluster.begin(self._names)
-        self._say("the cluster runs")
-        self.storm.note_reach()
-        cluster.wait(self._prepare())
-        lives = [self._live(person.live) for person in self.people]
-        raging = self._live(self.storm.rage)
-        cluster.run(self.scene.seconds)
         self.storm.end_all()
         for person in self.people:
             person.stopped = True
@@ -182,7 +205,7 @@ class Run:
             if machine.life is None:
                 cluster.start(name)
         self._say("all faults have ended")
-        waiting = [*lives, raging, *(command.addErrback(cluster.failures.append) for command in self.storm.commands)]
+        waiting = [*self._lives, *(command.addErrback(cluster.failures.append) for command in self.storm.commands)]
         if not self._recovers(lambda: all(one.called for one in waiting)):
             self._accuse("the cluster recovers", f"after {RECOVERY_S} s: " + ", ".join(self._reasons()))
             return
