@@ -17,7 +17,7 @@ import pytest
 from securifile.floors import VOICES, floor_of
 from tests.sources import ROOT, Module, calls, imports, modules
 
-HOUSE = modules("securifile", "twisted")
+HOUSE = modules("securifile", "twisted", "benchmarks")
 TESTS = modules("tests")
 # Files of text that are looked at for keys, wherever they are; not what tools and the demo leave behind.
 TEXT = frozenset(".cfg .conf .css .html .ini .js .json .key .md .pem .crt .py .sh .sql .toml .ts .tsx .txt .yaml .yml".split()) | {""}
@@ -56,6 +56,8 @@ MAY = {
     ("tests", "random"),
     ("securifile.local", "random"),
     ("securifile.local", "time.sleep"),
+    ("benchmarks", "time.sleep"),
+    ("benchmarks", "urllib.request"),
     ("tests.local.stub_server", "time.sleep"),
     ("tests.processes", "time.sleep"),
 }
@@ -87,7 +89,7 @@ def in_tests(module: Module) -> bool:
 
 
 def speaks_as_program(module: Module) -> bool:
-    return module.name == "securifile.simulation.__main__" or in_tests(module)
+    return module.name in ("securifile.simulation.__main__", "benchmarks.__main__") or in_tests(module)
 
 
 def speaks(module: Module) -> bool:
@@ -279,5 +281,5 @@ def test_twisted_is_not_hidden_by_our_plugins() -> None:
 
 def test_every_package_is_one() -> None:
     """Each folder with modules has an `__init__.py`, or the wheel would leave it out."""
-    folders = {path.parent for top in ("securifile", "tests") for path in (ROOT / top).rglob("*.py")}
+    folders = {path.parent for top in ("securifile", "tests", "benchmarks") for path in (ROOT / top).rglob("*.py")}
     assert [str(folder.relative_to(ROOT)) for folder in sorted(folders) if not (folder / "__init__.py").exists()] == []

@@ -1,1 +1,1 @@
-"""A whole cluster as real processes on one machine: the demo, the test harness, later the benchmarks."""
+"""A whole cluster as real processes on one machine: the demo, the test harness, the benchmarks."""
