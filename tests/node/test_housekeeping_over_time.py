@@ -184,6 +184,32 @@ def test_an_older_version_stays_for_its_readers_over_a_restart(world: World) -> 
     assert set(world.there()) == {2}
 
 
+def test_without_any_time_for_readers_only_what_is_superseded_goes(world: World) -> None:
+    """`keep_superseded_s = 0`: at once, under whoever has it open; the current version, a staged one, and one on its way stay."""
+    world.acting.roster.settings = ClusterSettings(keep_superseded_s=0.0)
+    world.store(1)
+    world.feed(file(1))
+    world.wait(5 * ROUND_S)
+    assert world.there() == {1: True}
+    opened: list[Any] = []
+    world.blobs.open(attempt(1)).addCallback(opened.append)
+    world.store(2)
+    world.wait(5 * ROUND_S)
+    assert set(world.there()) == {1, 2}
+    world.feed(file(2))
+    world.store(3)
+    world.wait(ROUND_S)
+    assert world.there() == {2: True, 3: False}
+    read: list[bytes] = []
+    opened[0].source(0, 3).read().addCallback(read.append)
+    assert read == [b"abc"]
+    # The copy is given to another node and back again before anything is tidied: it is wanted, and stays.
+    world.feed(attrs.evolve(file(2), version=attrs.evolve(version(2), copies=(Copy(node="n2", priority=0, durable=True),))))
+    world.feed(file(2))
+    world.wait(5 * ROUND_S)
+    assert world.there() == {2: True, 3: False}
+
+
 @pytest.mark.parametrize("restarted", [False, True])
 def test_a_staged_blob_is_dropped_only_when_abandoned(world: World, restarted: bool) -> None:
     """While nobody can say how the attempt ended the blob stays; when the catalogue says `abandoned`, it goes."""
