@@ -289,8 +289,11 @@ class Resumable:
                 break
             node = candidates[0]
             tried.add(node)
-            if await self._catch_up(node, seen, length, sources[0] if offset else None):
-                ready.append(node)
+            for source in sources if offset else [None]:
+                # One that cannot give it, perhaps because it rotted there, is no reason to do without the others.
+                if await self._catch_up(node, seen, length, source):
+                    ready.append(node)
+                    break
         if len(ready) < settings.copies_needed:
             raise Refusal(
                 Code.NO_ROOM,

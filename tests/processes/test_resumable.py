@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from securifile.local.asking import Http, Response
 from securifile.local.cluster import ADMIN, LocalCluster
+from securifile.local.processes import eventually
 from tests.processes.actions import MIB, files, get, noise, put, sha256
 
 UPLOADS = "/api/v1/uploads"
@@ -148,6 +150,55 @@ def test_rights_and_quota_are_judged_again(cluster: LocalCluster) -> None:
     said = {"Upload_Metadata": f"path {encoded('carol/x')}"}
     tus(cluster.http("node3", "carol"), "POST", UPLOADS, Upload_Length=11, **said).must(413)
     create(cluster.http("node3", "carol"), "carol/x", 10)
+
+
+def staged_at(cluster: LocalCluster, url: str) -> dict[str, Path]:
+    """The file of an upload's bytes on each holder."""
+    paths = {name: node.data / "uploads" / url.rpartition("/")[2] for name, node in cluster.nodes.items()}
+    return {name: path for name, path in paths.items() if path.exists()}
+
+
+def test_what_was_acknowledged_is_soon_on_two_disks_again(small_cluster: LocalCluster) -> None:
+    """One of two holders dies; before the next answer names the offset, another node has fetched everything up to there."""
+    data = noise(2 * MIB, "two disks")
+    url = create(small_cluster.http("node1", "alice"), "alice/two-disks", len(data))
+    patch(small_cluster.http("node1", "alice"), url, 0, data[: MIB + 5]).must(204)
+    holders = staged_at(small_cluster, url)
+    assert len(holders) == 2 and "node1" in holders
+    small_cluster.nodes["node1"].kill()
+    [left] = set(holders) - {"node1"}
+    [fresh] = set(small_cluster.nodes) - set(holders)
+
+    def told() -> bool:
+        answer = tus(small_cluster.http(left, "alice"), "HEAD", url).must(200, 503)
+        return answer.status == 200 and int(str(answer.headers["Upload-Offset"])) == MIB + 5
+
+    eventually(told, 20, "the offset is told again")
+    assert staged_at(small_cluster, url)[fresh].read_bytes() == data[: MIB + 5]
+    patch(small_cluster.http(fresh, "alice"), url, MIB + 5, data[MIB + 5 :]).must(204)
+    assert sha256(get(small_cluster.http(left, "alice"), "alice/two-disks").must(200).body) == sha256(data)
+    small_cluster.nodes["node1"].start()
+    small_cluster.nodes["node1"].wait_ready()
+    small_cluster.wait_running("node1")
+
+
+def test_bytes_that_rot_while_they_rest_become_no_version(cluster: LocalCluster) -> None:
+    """A holder whose bytes have changed on the disk gives them up; the others, and what it fetches from them, make the right file."""
+    data = noise(2 * MIB, "rests")
+    url = create(cluster.http("node1", "alice"), "alice/rests", len(data))
+    patch(cluster.http("node1", "alice"), url, 0, data[:MIB]).must(204)
+    victim, path = next((name, path) for name, path in staged_at(cluster, url).items() if name != "node1")
+    cluster.nodes[victim].kill()
+    with path.open("r+b") as file:
+        file.seek(1000)
+        file.write(bytes([data[1000] ^ 1]))
+    cluster.nodes[victim].start()
+    cluster.nodes[victim].wait_ready()
+    cluster.wait_running(victim)
+    patch(cluster.http(victim, "alice"), url, MIB, data[MIB:]).must(204)
+    found = get(cluster.http(victim, "alice"), "alice/rests").must(200)
+    assert sha256(found.body) == sha256(data)
+    assert cluster.details("alice/rests", "alice")["digest"] == sha256(data)
 
 
 def test_parts_become_one(cluster: LocalCluster) -> None:
