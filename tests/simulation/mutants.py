@@ -38,15 +38,6 @@ CONTENTION = Scene(
 )
 """Everybody writes the same file, and servers stop for about as long as a lease lasts: too short for others to hold them for down."""
 
-OVERSLEPT = attrs.evolve(
-    CONTENTION,
-    devices=8,
-    climate=Climate(pause_s=1.0, lasts_s=4.5, least_s=2.0, weights=(("stop", 1),)),
-    settings=ClusterSettings(lease_s=1.0, heartbeat_interval_s=0.5, heartbeats_missed_max=12),
-    seconds=20,
-)
-"""Writers are stopped for longer than their lease lasts, and not long enough to be held for down: another writes, then they go on."""
-
 ROTTEN = Scene(
     seed=0,
     seconds=20,
@@ -175,11 +166,10 @@ class Careless(Catalogue):
 MUTANTS = {
     "block check on reads": attrs.evolve(ROTTEN, parts=Parts(blobs=Blind)),
     "catch-up": attrs.evolve(AWAY, parts=Parts(node=Premature)),
-    "compare-and-swap": attrs.evolve(OVERSLEPT, parts=Parts(catalogue=Careless)),
     "fsync": Scene(seed=0, seconds=20, climate=Climate(weights=(("power", 3), ("power-all", 1))), parts=Parts(obeys_fsync=False)),
     "locks and compare-and-swap": attrs.evolve(CONTENTION, parts=Parts(node=Unlocked, catalogue=Careless)),
     "spreading": attrs.evolve(AWAY, parts=Parts(node=Hasty)),
     "standing": Scene(seed=0, seconds=20, climate=Climate(), parts=Parts(node=Servile)),
     "verification": attrs.evolve(RETURNING, parts=Parts(node=Credulous)),
 }
-"""By what is missing. What a lock alone is good for, see `test_locks_refuse_early`."""
+"""By what is missing. For the compare-and-swap alone, and what a lock alone is good for, `test_runs.py` tells a story each."""

@@ -9,12 +9,13 @@ import sys
 import attrs
 import pytest
 
+from securifile.model.settings import ClusterSettings
 from securifile.simulation.cluster import Parts
 from securifile.simulation.faults import CALM, Climate
 from securifile.simulation.history import Kind
-from securifile.simulation.run import Report, Scene, simulate, wishes_done
+from securifile.simulation.run import Report, Run, Scene, simulate, wishes_done
 from securifile.simulation.scenes import any_scene
-from tests.simulation.mutants import CONTENTION, MUTANTS, Unlocked
+from tests.simulation.mutants import CONTENTION, MUTANTS, Careless, Unlocked
 
 RUNS = int(os.environ.get("SECURIFILE_SIMULATED_RUNS", "30"))
 """How many seeds; the long run sets more."""
@@ -109,6 +110,33 @@ def test_what_is_taken_out_is_missed(name: str) -> None:
         if found is not None:
             break
     assert found is not None, "no run noticed"
+
+
+def overslept(parts: Parts) -> Report:
+    """A writer's node is stopped for longer than its lease lasts, another one writes, then the first goes on."""
+    # So many heartbeats may be missed that nobody is held for down.
+    run = Run(Scene(seed=0, people=1, devices=2, parts=parts, settings=ClusterSettings(lease_s=1.0, heartbeats_missed_max=12)))
+    run.begin()
+    cluster, (first, second) = run.cluster, run.people
+    origin = cluster.wait(first.write("ann/one", "n1", 100)).answered_by
+    run.start(lambda: first.write("ann/one", origin, 200_000))
+    cluster.run(0.05)
+    cluster.pause(origin)
+    cluster.run(2.0)
+    other = next(name for name in cluster.nodes if name != origin)
+    run.start(lambda: second.write("ann/one", other, 100))
+    cluster.run(3.0)
+    cluster.resume(origin)
+    cluster.run(10.0)
+    return run.finish()
+
+
+def test_the_compare_and_swap_fences_who_overslept() -> None:
+    """The lease of the first ran out, so that the second gets it; only the compare-and-swap refuses the first, and it is missed."""
+    whole, careless = overslept(Parts()), overslept(Parts(catalogue=Careless))
+    check(whole)
+    assert refusals(whole, "conflict") == 1 and wishes_done(whole, Kind.WRITE) == 2
+    assert any(violation.guarantee == "one content a version" for violation in careless.violations), careless.summary
 
 
 def test_locks_refuse_early() -> None:
