@@ -68,14 +68,22 @@ class Granter:
 
 
 class Lock:
-    """A file locked everywhere, renewed until released."""
+    """A file locked everywhere, renewed until released.
+
+    Whoever sleeps for longer than a lease may have lost it to somebody else: so it is confirmed before anything is done that only
+    its holder may do. (Who falls asleep between the two is stopped by the catalogue's compare-and-swap.)
+    """
 
     _log = Logger()
 
-    def __init__(self, locks: Locks, asked: LeaseAsk, granted_by: set[str]) -> None:
+    def __init__(self, locks: Locks, asked: LeaseAsk, granted_by: set[str], until: float) -> None:
+        """Args:
+        until: monotonic; until then nobody else was granted it. Counted from asking, as the granters count from a later moment.
+        """
         self._locks = locks
         self._asked = asked
         self._granted_by = granted_by
+        self._until = until
         self._released = False
         self._renewing = False
         self._timer: Any = None
@@ -88,12 +96,28 @@ class Lock:
         self._renew_later()
         if not self._renewing:
             self._renewing = True
-            renewing = Deferred.fromCoroutine(self._locks.ask_all(sorted(self._granted_by), self._asked))
+            renewing = Deferred.fromCoroutine(self._extend())
+            # Who finds it lost later, at `confirm`, says so to whoever uploads.
+            renewing.addErrback(lambda failure: failure.trap(Refusal))
             renewing.addErrback(lambda failure: self._log.failure("a lease could not be renewed", failure))
             renewing.addBoth(self._renewed)
 
     def _renewed(self, _: object) -> None:
         self._renewing = False
+
+    async def _extend(self) -> None:
+        asked_at = self._locks.clock.seconds()
+        await self._locks.renew(self._asked, self._granted_by)
+        self._until = asked_at + self._asked.duration_s
+
+    async def confirm(self) -> None:
+        """Return when the file is still locked, or is locked again because nobody else has taken it meanwhile.
+
+        Raises:
+            Refusal: LOCKED, naming who has it now; or NOT_RUNNING, when too few servers answered.
+        """
+        if self._locks.clock.seconds() >= self._until:
+            await self._extend()
 
     def release(self) -> None:
         """Unlock; the others are told in the background, and forget by themselves if they do not hear it."""
@@ -130,20 +154,38 @@ class Locks:
         asked = LeaseAsk(key=key, attempt=attempt, person=person, duration_s=self._roster.settings.lease_s)
         running = self._roster.running
         granted: set[str] = set()
+        asked_at = self.clock.seconds()
         try:
             if not self._is_doubtful(first):
                 self._judge(await self.ask_all([first], asked), granted)
             self._judge(await self.ask_all([name for name in running if name != first], asked), granted)
-            if len(granted) < len(running) and len(granted) * 2 <= len(running):
-                raise Refusal(
-                    Code.NOT_RUNNING,
-                    f"Only {len(granted)} of {len(running)} running servers answered when the file was to be locked. Try again.",
-                    retry_after_s=1.0,
-                )
+            self._check_enough(granted, running)
         except BaseException:
             self.give_back(granted, asked)
             raise
-        return Lock(self, asked, granted)
+        return Lock(self, asked, granted, asked_at + asked.duration_s)
+
+    async def renew(self, asked: LeaseAsk, names: set[str]) -> None:
+        """Have a lease for another term, from those that granted it and every other running server; adds them to `names`.
+
+        Raises:
+            Refusal: as `take`. Nothing is given back: the lock is its holder's to release.
+        """
+        running = self._roster.running
+        granted: set[str] = set()
+        self._judge(await self.ask_all(sorted(names.union(running)), asked), granted)
+        names.update(granted)
+        self._check_enough(granted.intersection(running), running)
+
+    @staticmethod
+    def _check_enough(granted: set[str], running: list[str]) -> None:
+        """All running servers, or more than half of them."""
+        if len(granted) < len(running) and len(granted) * 2 <= len(running):
+            raise Refusal(
+                Code.NOT_RUNNING,
+                f"Only {len(granted)} of {len(running)} running servers answered when the file was to be locked. Try again.",
+                retry_after_s=1.0,
+            )
 
     def _judge(self, answers: dict[str, LeaseAnswer], granted: set[str]) -> None:
         granted.update(name for name, answer in answers.items() if answer.granted)

@@ -37,6 +37,7 @@ from securifile.model.staged import Note, StagedUpload
 from securifile.node.acting import Acting, no_catalogue
 from securifile.node.cluster import Cluster
 from securifile.node.fanout import FINISH_S, LOST, Together
+from securifile.node.locks import Lock
 from securifile.node.peer_uploads import FETCH_S, PeerUploads
 from securifile.node.staged import Append, StagedUploads
 from securifile.node.uploads import OUTCOME_AGAIN_S, OUTCOME_S, QUOTA_LOOK_BYTES, Header, Plan, Uploads
@@ -387,7 +388,7 @@ class Resumable:
             if body is not None or length != note.length:
                 note = await self._stream(request, access, seen, ready, length, body, checksum, plan)
             if note.offset == note.length:
-                committed = await self._complete(access, upload, plan, ready, note.offset)
+                committed = await self._complete(access, upload, plan, lock, ready, note.offset)
         finally:
             self._uploads.under_way.discard(upload.attempt)
             lock.release()
@@ -491,7 +492,7 @@ class Resumable:
 
     # --- the end ---
 
-    async def _complete(self, access: Access, upload: StagedUpload, locked: Plan, ready: list[str], size: int) -> m.Committed:
+    async def _complete(self, access: Access, upload: StagedUpload, locked: Plan, lock: Lock, ready: list[str], size: int) -> m.Committed:
         """All bytes are there, and the path is locked: make it a version."""
         assert upload.path is not None
         if not self._acting.has_catalogue():
@@ -540,6 +541,7 @@ class Resumable:
             algorithm=upload.algorithm,
             copies=self._copies(holders, plan, size),
         )
+        await lock.confirm()
         return await self._commit(commit)
 
     def _copies(self, holders: list[str], plan: Plan, size: int) -> tuple[Copy, ...]:

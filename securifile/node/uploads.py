@@ -42,6 +42,7 @@ from securifile.model.serving import serving_order
 from securifile.node.acting import Acting, no_catalogue
 from securifile.node.cluster import Cluster
 from securifile.node.fanout import Fanout
+from securifile.node.locks import Lock
 from securifile.protocol import messages as m
 from securifile.protocol.bulk import BulkPool
 from securifile.sql import directory
@@ -146,7 +147,7 @@ class Uploads:
             fixed = await self.plan(request.header, access, target)
             if fixed.lock != plan.lock:
                 raise Refusal(Code.CONFLICT, "Someone else created or deleted this path at the same time. Look at it, then upload again.")
-            committed = await self._make(request, access, fixed, asked, attempt)
+            committed = await self._make(request, access, fixed, asked, attempt, lock)
         finally:
             self.under_way.discard(attempt)
             lock.release()
@@ -295,7 +296,7 @@ class Uploads:
 
     # --- 3 and 4: stream and seal ---
 
-    async def _make(self, request: Request, access: Access, plan: Plan, asked: Asked, attempt: AttemptId) -> m.Committed:
+    async def _make(self, request: Request, access: Access, plan: Plan, asked: Asked, attempt: AttemptId, lock: Lock) -> m.Committed:
         settings = self._cluster.roster.settings
         size = asked.size or 0
         preferred = () if plan.before is None else plan.before.version.holders
@@ -327,6 +328,7 @@ class Uploads:
                     retry_after_s=1.0,
                     durable=durable,
                 )
+            await lock.confirm()
             return await self._commit(access, plan, asked, attempt, settings.digest, summary, copies)
         except OutcomeUnknown:
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
@@ -57,6 +58,10 @@ class World:
     def silence(self, *names: str) -> None:
         for name in names:
             del self.ask.rules[name]
+
+    def asleep(self, seconds: float) -> None:
+        """Time passes for the others, and nothing happens here: as when the process is stopped."""
+        self.clock.rightNow += seconds
 
     def take(self, attempt: AttemptId = A, person: str = "ann", first: str = "n1", locks: Locks | None = None) -> list[Any]:
         """What comes of taking the lock, once it is known."""
@@ -201,6 +206,51 @@ def test_a_lease_is_renewed_while_it_is_held() -> None:
     for granter in world.granters.values():
         granter.expire()
     assert world.holders() == {}
+
+
+def settled(work: Any) -> list[Any]:
+    """What came of it, if something did."""
+    outcome: list[Any] = []
+    Deferred.fromCoroutine(work).addBoth(outcome.append)
+    return outcome
+
+
+def test_who_slept_past_the_lease_confirms_it_anew() -> None:
+    """Where nobody else took the lock meanwhile it is had again, everywhere; while it runs nobody is asked."""
+    world = World()
+    [lock] = world.take()
+    asked = len(world.ask.asked)
+    assert settled(lock.confirm()) == [None]
+    assert len(world.ask.asked) == asked
+    world.asleep(LEASE_S)
+    assert world.holders() == {}
+    assert settled(lock.confirm()) == [None]
+    assert world.holders() == dict.fromkeys(["n1", "n2", "n3", "n4"], A)
+
+
+def test_who_slept_past_the_lease_does_not_overtake_the_next() -> None:
+    """Where somebody else has it by now the confirmation is refused, naming them, and theirs stays."""
+    world = World()
+    [lock] = world.take()
+    world.asleep(LEASE_S)
+    # The sleeper is held for down by then, and grants nothing.
+    world.roster.learn(attrs.evolve(world.roster.servers["n1"], status=Status.DOWN))
+    world.take(B, "ben", "n2", world.locks_of("n2"))
+    error = refusal(settled(lock.confirm()))
+    assert (error.code, error.evidence["holder"]) == (Code.LOCKED, "ben")
+    lock.release()
+    assert {name: attempt for name, attempt in world.holders().items() if name != "n1"} == dict.fromkeys(["n2", "n3", "n4"], B)
+
+
+def test_a_lease_that_ran_out_among_too_few_is_not_confirmed() -> None:
+    """Who is cut off from half of the running servers cannot know who has the lock."""
+    world = World()
+    [lock] = world.take()
+    world.silence("n2", "n3")
+    world.asleep(LEASE_S)
+    outcome = settled(lock.confirm())
+    world.clock.advance(SILENCE_S)
+    assert refusal(outcome).code is Code.NOT_RUNNING
 
 
 def test_a_server_silent_at_a_renewal_is_asked_again() -> None:

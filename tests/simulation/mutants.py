@@ -138,6 +138,9 @@ class Unlocked(Node):
 class NoLock:
     """What an unlocked node has for a lock."""
 
+    async def confirm(self) -> None:
+        """Nothing."""
+
     def release(self) -> None:
         """Nothing."""
 
