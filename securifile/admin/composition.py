@@ -132,6 +132,7 @@ class Admin:
             room=lambda: {name: seen.available_bytes for name, seen in self.watch.seen.items() if roster.is_running(name)},
             below=world.below,
             stuck=self.watch.failing.stuck,
+            verifying=lambda: self.watch.rejoins.under_way,
             may=self.duty.still_ours,
         )
         self._chores = Chores(

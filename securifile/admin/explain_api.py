@@ -71,14 +71,20 @@ class ExplainApi:
             "lock_known": lock_known,
             "lock": lock,
             "next": next_for_file(
-                version, roster.servers, roster.settings, now, room=room, failing=self._watch.failing.of(file.id, version.attempt)
+                version,
+                roster.servers,
+                roster.settings,
+                now,
+                room=room,
+                failing=self._watch.failing.of(file.id, version.attempt),
+                verifying=self._watch.rejoins.under_way,
             ),
         }
         return Answer(status=200, value=value)
 
     async def _copy(self, copy: Copy, checked_at: float | None, now: float) -> dict[str, Any]:
         server = self._catalogue.roster.servers.get(copy.node)
-        view = view_of(copy, server, self._catalogue.roster.settings, now)
+        view = view_of(copy, server, self._catalogue.roster.settings, now, self._watch.rejoins.under_way)
         return {
             "server": copy.node,
             "priority": copy.priority,

@@ -9,7 +9,7 @@ the duty (`admin/duties.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -64,6 +64,7 @@ class Repair:
         room: Callable[[], Mapping[str, int]],
         below: Callable[[int], int],
         stuck: Callable[[], Stuck] = nobody_is_stuck,
+        verifying: Callable[[], Collection[str]] = tuple,
         may: May = anybody,
         page: int = PAGE,
         looked_at: int = LOOKED_AT,
@@ -71,6 +72,7 @@ class Repair:
         """Args:
         room: bytes available on each running node.
         stuck: see `FailingCopies.stuck`.
+        verifying: nodes that are being verified now.
         may: asked in the transaction; if not, nothing is planned.
         """
         self._ledger = ledger
@@ -79,6 +81,7 @@ class Repair:
         self._room = room
         self._below = below
         self._stuck = stuck
+        self._verifying = verifying
         self._may = may
         self._page = page
         self._looked_at = looked_at
@@ -93,7 +96,7 @@ class Repair:
 
     def holding_of(self, node: str) -> Holding:
         """What copies on a node are worth now."""
-        return holding(self._roster.servers.get(node), self._roster.settings, self._wall())
+        return holding(self._roster.servers.get(node), self._roster.settings, self._wall(), self._verifying())
 
     async def round(self) -> None:
         """Plan what is most urgent. A chore."""

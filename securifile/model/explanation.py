@@ -6,7 +6,7 @@ is said cannot differ from what is done.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 
 import attrs
@@ -49,20 +49,23 @@ class CopyView:
     why: str
 
 
-def view_of(copy: Copy, server: Server | None, settings: ClusterSettings, now: float) -> CopyView:
+def view_of(copy: Copy, server: Server | None, settings: ClusterSettings, now: float, verifying: Collection[str] = ()) -> CopyView:
     """Explain what a copy is worth.
 
     Args:
         server: its node; None when it is no member any more.
         now: wall clock.
+        verifying: nodes that are being verified.
     """
-    kind = holding(server, settings, now)
+    kind = holding(server, settings, now, verifying)
     if server is None:
         why = f"{copy.node} is no member of the cluster any more"
     elif kind is Holding.GOOD:
         why = f"{copy.node} is running" if copy.durable else f"{copy.node} is running, and does not have it yet"
     elif kind is Holding.LEAVING:
         why = f"{copy.node} is running, and being drained"
+    elif kind is Holding.AWAY and server.status is Status.DOWN and copy.node in verifying:
+        why = f"{copy.node} has returned, and is being verified"
     elif kind is Holding.AWAY:
         why = f"{_state(server, now)}, and waited for"
     else:
@@ -96,6 +99,7 @@ def next_for_file(
     *,
     room: Mapping[str, int],
     failing: Mapping[str, Failing] = NOTHING_FAILS,
+    verifying: Collection[str] = (),
 ) -> list[str]:
     """What happens to the copies of a version from here, if nothing else changes; at least one sentence.
 
@@ -104,10 +108,11 @@ def next_for_file(
         now: wall clock.
         room: bytes available on each running node.
         failing: nodes that try to make a copy of it in vain.
+        verifying: nodes that are being verified.
     """
 
     def holding_of(node: str) -> Holding:
-        return holding(servers.get(node), settings, now)
+        return holding(servers.get(node), settings, now, verifying)
 
     wanted = settings.copies_wanted
     here = worth(version, holding_of)
@@ -136,6 +141,9 @@ def next_for_file(
         said.append(f"{_copies(missing - added)} missing, and no other running node has room for it")
     for copy in here.away:
         server = servers[copy.node]
+        if copy.node in verifying and server.status is Status.DOWN:
+            said.append(f"{copy.node} is being verified, and runs again when every copy there is sound")
+            continue
         if len(here.good) >= wanted:
             then = f"; {len(here.good)} of {wanted} copies are good without it"
         elif here.readable:

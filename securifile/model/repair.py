@@ -2,7 +2,8 @@
 
     good     on a running node
     leaving  on a running node that is being drained: readable, and no longer counted
-    away     on a node that is down for less than the grace time: counted, because it will most likely return as it was
+    away     on a node that is down for less than the grace time, or has returned and is being verified: counted, because it will most
+             likely return as it was
     lost     on a node that is down or failed for longer, or is no member any more
 
 A lost or leaving copy is dropped from the list only when enough others are good, so that there is always one to read, and a node that
@@ -36,17 +37,21 @@ class Holding(StrEnum):
     LOST = "lost"
 
 
-def holding(server: Server | None, settings: ClusterSettings, now: float) -> Holding:
+def holding(server: Server | None, settings: ClusterSettings, now: float, verifying: Collection[str] = ()) -> Holding:
     """What copies on a node are worth.
 
     Args:
         server: the node; None when it is no member any more.
         now: wall clock, like the node's `since`.
+        verifying: nodes that have returned and are being verified. To read what a large node holds takes longer than the grace time, and
+            a mere restart must not make others copy it all. A verification ends by itself: one without progress is given up.
     """
     if server is None:
         return Holding.LOST
     if server.status is Status.RUNNING:
         return Holding.LEAVING if server.draining else Holding.GOOD
+    if server.status is Status.DOWN and server.name in verifying:
+        return Holding.AWAY
     grace_s = settings.repair_after_offline_s if server.offline else settings.repair_after_s
     return Holding.AWAY if now - server.since < grace_s else Holding.LOST
 

@@ -150,11 +150,8 @@ def report(found: Forecast) -> str:
     if found.restored_s:
         mean_s = sum(found.restored_s) / len(found.restored_s)
         lines.append(f"a destroyed copy is made anew within {_time(mean_s)} on average, {_time(max(found.restored_s))} at most")
-    if asked.verified_in_s + asked.outage_s > settings.repair_after_s and math.isfinite(asked.outage_every_s):
-        lines.append(
-            "an outage of the usual length and the verification after it take longer than the grace time:"
-            " repair begins to copy what is about to return"
-        )
+    if asked.outage_s > settings.repair_after_s and math.isfinite(asked.outage_every_s):
+        lines.append("an outage of the usual length takes longer than the grace time: repair begins to copy what is about to return")
     return "\n".join(lines)
 
 

@@ -172,6 +172,8 @@ class _Node:
         """Whether its disk is gone, whatever the catalogue believes."""
         self.life = 0
         """Grows with each change of status: what was to happen to an earlier life does not."""
+        self.verifying = False
+        """Whether it has returned, and is being verified."""
         self.disk = 0
         """Which disk it has."""
         self.listed: dict[int, bool] = {}
@@ -365,8 +367,15 @@ class Planning:
         """The node is down, and comes back as it was."""
         self._put_down(node)
         life = node.life
-        back_at = self._now + lasts_s + self._question.verified_in_s
-        self._at(back_at, lambda: self._come_back(node) if node.life == life else None)
+
+        def answers() -> None:
+            if node.life == life:
+                was_lost = node.holding is Holding.LOST
+                node.verifying = True
+                self._judge(node)
+                self._at(self._now + self._question.verified_in_s, lambda: self._come_back(node, was_lost) if node.life == life else None)
+
+        self._at(self._now + lasts_s, answers)
 
     def _die(self, node: _Node) -> None:
         """All that the node has is gone."""
@@ -377,6 +386,8 @@ class Planning:
             self._put_down(node)
         else:
             node.life += 1
+            node.verifying = False
+            self._judge(node)
             self._will_be_lost(node)
         for number, durable in list(node.listed.items()):
             if durable:
@@ -392,7 +403,7 @@ class Planning:
         node.life += 1
         since = self._now + settings.heartbeats_missed_max * settings.heartbeat_interval_s
         node.server = attrs.evolve(node.server, status=Status.DOWN, since=since)
-        node.holding = holding(node.server, settings, self._now)
+        self._judge(node)
         self._count_running(-1)
         broken_off = []
         for number, durable in node.listed.items():
@@ -411,13 +422,17 @@ class Planning:
             self._settle(number)
         self._settle_waiting()
 
+    def _judge(self, node: _Node) -> None:
+        """What the copies there are worth from now on."""
+        node.holding = holding(node.server, self._settings, self._now, [node.name] if node.verifying else ())
+
     def _will_be_lost(self, node: _Node) -> None:
         """Its copies are made anew when it has been away for too long."""
         life = node.life
 
         def look() -> None:
-            if node.life == life:
-                node.holding = holding(node.server, self._settings, self._now)
+            if node.life == life and not node.verifying:
+                self._judge(node)
                 for number in node.listed:
                     group = self._groups[number]
                     group.waits = True
@@ -427,9 +442,8 @@ class Planning:
 
         self._at(max(self._now, node.server.since + self._settings.repair_after_s) + A_LOOK_S, look)
 
-    def _come_back(self, node: _Node) -> None:
+    def _come_back(self, node: _Node, was_lost: bool) -> None:
         """The node has been verified, and is running."""
-        was_lost = node.holding is Holding.LOST
         self._run_again(node)
         for number, durable in node.listed.items():
             if durable:
@@ -455,7 +469,8 @@ class Planning:
     def _run_again(self, node: _Node) -> None:
         node.life += 1
         node.server = attrs.evolve(node.server, status=Status.RUNNING, since=self._now)
-        node.holding = holding(node.server, self._settings, self._now)
+        node.verifying = False
+        self._judge(node)
         self._count_running(1)
         self._will_fail(node)
 

@@ -36,6 +36,7 @@ class Repairing:
     def __init__(self) -> None:
         self.world = World(SqliteDatabase(None))
         self.room: dict[str, int] = {}
+        self.verifying: list[str] = []
         self.failing = FailingCopies(wall=lambda: self.world.now, settings=lambda: self.world.catalogue.roster.settings)
         self.repair: Repair
 
@@ -56,6 +57,7 @@ class Repairing:
             room=lambda: self.room,
             below=Random(1).randrange,
             stuck=self.failing.stuck,
+            verifying=lambda: self.verifying,
             **more,
         )
 
@@ -203,6 +205,19 @@ async def test_lost_copies_are_made_anew(repairing: Repairing) -> None:
     assert await repairing.copies("alice/a") == f"n2 n1 {node}?"
     await repairing.settle()
     assert await repairing.copies("alice/a") == f"n2 {node}"
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_a_node_has_that_is_being_verified_is_not_copied(repairing: Repairing) -> None:
+    """However long that takes; when it has come to nothing, its copies are made anew."""
+    await repairing.put("alice/a", "n1 n2")
+    await repairing.down("n2")
+    repairing.verifying = ["n2"]
+    await repairing.settle()
+    assert await repairing.copies("alice/a") == "n1 n2"
+    repairing.verifying = []
+    await repairing.settle()
+    assert "n2" not in await repairing.copies("alice/a")
 
 
 @pytest_twisted.ensureDeferred

@@ -115,6 +115,19 @@ def test_what_cannot_be_read_is_said_first() -> None:
     assert said("n1? n2?")[0] == "no server is known to have the content"
 
 
+def test_who_is_being_verified_is_waited_for() -> None:
+    """However long it was down: no copy is promised that would be made if the verification were not under way."""
+    servers = {name: node(name) for name in ("n1", "n2", "n3")} | {"n1": node("n1", Status.DOWN, ago_s=1e6)}
+    held = version("n1", "n2")
+    view = view_of(held.copies[0], servers["n1"], SETTINGS, NOW, verifying=["n1"])
+    assert (view.worth, view.why) == (Holding.AWAY, "n1 has returned, and is being verified")
+    room = dict.fromkeys(servers, 1 << 40)
+    two = attrs.evolve(SETTINGS, replicas=1)
+    assert next_for_file(held, servers, two, NOW, room=room, verifying=["n1"]) == [
+        "n1 is being verified, and runs again when every copy there is sound"
+    ]
+
+
 @given(cases())
 def test_it_says_nothing_exactly_when_nothing_is_done_or_waited_for(case: Case) -> None:
     """`nothing` is said of a file with all copies good and only then; whatever the planner changes is mentioned."""

@@ -269,3 +269,14 @@ def test_what_a_copy_is_worth() -> None:
         assert [of(server(status), after) for after in (0, 599, 600)] == [Holding.AWAY, Holding.AWAY, Holding.LOST]
     assert [of(server(Status.DOWN, offline=True), after) for after in (3599, 3600)] == [Holding.AWAY, Holding.LOST]
     assert of(server(Status.DOWN, draining=True), 600) is Holding.LOST
+
+
+def test_who_is_being_verified_is_waited_for() -> None:
+    """A large node is read for longer than the grace time: what it holds is not made anew meanwhile. A failed one is not waited for."""
+    settings = ClusterSettings(repair_after_s=600.0)
+
+    def of(status: Status) -> Holding:
+        return holding(server(status), settings, 1e6, verifying=["n1"])
+
+    assert [of(status) for status in (Status.RUNNING, Status.DOWN, Status.FAILED)] == [Holding.GOOD, Holding.AWAY, Holding.LOST]
+    assert holding(None, settings, 1e6, verifying=["n1"]) is Holding.LOST
