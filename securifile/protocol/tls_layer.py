@@ -312,6 +312,9 @@ class TlsInLargePieces:
         self._below = below
         self._reactor = reactor
 
+    def __repr__(self) -> str:
+        return f"TLS over {self._below!r}"
+
     def connect(self, protocolFactory: Any) -> Any:
         """See `IStreamClientEndpoint`."""
         connecting: Any = self._below.connect(tls_in_large_pieces(self._creator, True, protocolFactory, self._reactor))

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from securifile.local.asking import Http, Response
 from securifile.local.cluster import LocalCluster
 from securifile.local.processes import environment, eventually
 from tests.processes.actions import files, get, noise, put
@@ -70,17 +71,27 @@ def story(cluster: LocalCluster) -> LocalCluster:
     return cluster
 
 
+def read(http: Http, path: str) -> Response:
+    """The answer of who has caught up: a node that has heard of a newer state than it knows says 503 until then."""
+
+    def answer() -> Response | None:
+        response = get(http, path)
+        return None if response.status == 503 else response
+
+    return eventually(answer, 20, f"{path} is served or refused")
+
+
 def expected(cluster: LocalCluster, node: str) -> None:
     """Everything that was acknowledged is there, by sign-ins from before, and no right more."""
     alice, bob = cluster.http(node, "alice"), cluster.http(node, "bob")
     for number in range(1, FILES):
         wanted = body(f"f{number} again" if number >= FILES // 2 else f"f{number}")
-        assert get(alice, f"alice/f{number}").must(200).body == wanted, number
-    get(alice, "alice/f0").must(404)
-    assert get(alice, "alice/late").must(200).body == body("late")
-    assert get(bob, "bob/own").must(200).body == body("own")
-    assert get(bob, "alice/shared/kept").must(200).body == body("kept")
-    get(bob, "alice/shared/revoked").must(404)
+        assert read(alice, f"alice/f{number}").must(200).body == wanted, number
+    read(alice, "alice/f0").must(404)
+    assert read(alice, "alice/late").must(200).body == body("late")
+    assert read(bob, "bob/own").must(200).body == body("own")
+    assert read(bob, "alice/shared/kept").must(200).body == body("kept")
+    read(bob, "alice/shared/revoked").must(404)
 
 
 def test_an_empty_database_is_not_begun_in(story: LocalCluster) -> None:
