@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import attrs
 
-from securifile.local.asking import BodyCutShort, Http, Response
+from securifile.local.asking import BodyCutShort, Exchange, Http, Response
 
 MIB = 1024 * 1024
 
@@ -40,6 +40,13 @@ def put(http: Http, path: str, data: bytes, **headers: str) -> Response:
 def get(http: Http, path: str) -> Response:
     """Download, following redirects; whatever the answer is."""
     return http.request("GET", files(path), follow=True)
+
+
+def slowly(download: Exchange, http: Http) -> Iterator[bytes]:
+    """The rest of a download, with a question after each piece: a node gives all of it in less than the second that it has to end it."""
+    for data in download.chunks():
+        yield data
+        http.request("HEAD", "/healthz").must(200)
 
 
 def metric(http: Http, key: str) -> float:

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import pytest
 
 from securifile.local.cluster import ADMIN, LocalCluster
-from tests.processes.actions import BROKEN, MIB, files, noise, put
+from tests.processes.actions import BROKEN, MIB, files, noise, put, slowly
 
 ARCHIVE = "/api/v1/archive/alice/holiday/"
 CONTENTS = {
@@ -83,7 +83,7 @@ def test_a_taken_right_ends_it(holiday: LocalCluster) -> None:
     holiday.add_user(reader)
     http.request("PUT", "/api/v1/access/alice/holiday/", json={"user": reader, "role": "reader"}, follow=True).must(200)
     with holiday.http("node2", reader).open("GET", ARCHIVE) as slow:
-        pieces = slow.chunks()
+        pieces = slowly(slow, http)
         assert next(pieces)
         http.request("DELETE", f"/api/v1/access/alice/holiday/?user={reader}", follow=True).must(204)
         with pytest.raises(BROKEN):

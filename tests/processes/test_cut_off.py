@@ -13,7 +13,7 @@ import pytest
 
 from securifile.local.asking import BodyCutShort, Http
 from securifile.local.cluster import LocalCluster
-from tests.processes.actions import BROKEN, MIB, blocks, files, get, put
+from tests.processes.actions import BROKEN, MIB, blocks, files, get, put, slowly
 
 NODE = "node1"
 SIZE = 96 * MIB
@@ -49,7 +49,7 @@ def test_a_new_password_ends_a_download_that_began_with_the_old_one(small_cluste
         received = len(download.response().read(MIB))
         change(small_cluster, username, password=token_hex(8))
         with pytest.raises((BodyCutShort, *BROKEN)):
-            for data in download.chunks():
+            for data in slowly(download, http):
                 received += len(data)
     assert received < SIZE
 
@@ -66,7 +66,7 @@ def test_an_account_that_runs_out_ends_its_downloads(small_cluster: LocalCluster
         while http.request("HEAD", files(f"{username}/f")).status == 200:
             assert time.monotonic() < until, "the account goes on"
         with pytest.raises((BodyCutShort, *BROKEN)):
-            for data in download.chunks():
+            for data in slowly(download, http):
                 received += len(data)
     assert received < SIZE
 
