@@ -25,10 +25,10 @@ from securifile.http.answers import path_text
 from securifile.http.backend import Backend
 from securifile.http.channel import Request
 from securifile.http.content import download_headers
-from securifile.http.delivery import Delivery
+from securifile.http.delivery import Delivery, choose
 from securifile.http.exchange import Access, Answer, Streamed
 from securifile.http.lookup import NOT_HERE, Lookup
-from securifile.http.ranges import Verdict, content_range, evaluate, parse_preconditions, parse_range, range_applies, unsatisfied_range
+from securifile.http.ranges import Verdict, evaluate, parse_preconditions
 from securifile.http.sources import Sources, VersionSource
 from securifile.http.targets import Target
 from securifile.http.zip_format import Archive, Member, Part, Stretch
@@ -89,23 +89,13 @@ class Archives:
         if request.method == b"HEAD":
             request.start(200, headers, archive.size).finish()
             return Streamed(status=200)
-        wanted = None
-        if range_applies(preconditions, etag):
-            try:
-                wanted = parse_range(request.header("range"), archive.size)
-            except Refusal:
-                request.setHeader(b"Content-Range", unsatisfied_range(archive.size).encode("ascii"))
-                raise
-        status, start, stop = 200, 0, archive.size
-        if wanted is not None:
-            status, start, stop = 206, wanted.start, wanted.stop
-            headers.append((b"Content-Range", content_range(wanted, archive.size).encode("ascii")))
-        source = ArchiveSource(self, request, access, archive, planned, archive.stretches(start, stop))
+        chosen = choose(request, preconditions, etag, archive.size)
+        source = ArchiveSource(self, request, access, archive, planned, archive.stretches(chosen.start, chosen.stop))
         try:
-            await self._delivery.send(request, access, found.entry.id, source, status=status, headers=headers, length=stop - start)
+            await self._delivery.send(request, access, found.entry.id, source, chosen, headers)
         finally:
             source.close()
-        return Streamed(status=status)
+        return Streamed(status=chosen.status)
 
     # --- what is in it ---
 

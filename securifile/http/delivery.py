@@ -1,9 +1,13 @@
-"""Sending what somebody may read, for as long as they may: cut off when the right to it ends, short when nobody can go on giving it."""
+"""Sending what somebody may read, the part that they asked for, for as long as they may.
+
+It is cut off when the right to it ends, and short when nobody can go on giving it.
+"""
 
 from __future__ import annotations
 
 from typing import Any, Protocol, cast
 
+import attrs
 from twisted.internet.defer import Deferred
 
 from securifile.http.authentication import Authenticator
@@ -12,11 +16,42 @@ from securifile.http.channel import Request
 from securifile.http.content import HeaderList
 from securifile.http.exchange import Access
 from securifile.http.lookup import authorise
+from securifile.http.ranges import Preconditions, content_range, parse_range, range_applies, unsatisfied_range
 from securifile.http.transfers import Transfer, Transfers
 from securifile.model.errors import Code, Refusal, StreamBroken
 from securifile.model.ids import EntryId
 from securifile.model.roles import Action, Role
 from securifile.sql import directory
+
+
+@attrs.frozen(kw_only=True)
+class Chosen:
+    """The bytes [start, stop) of a content that are to be sent, and what the answer says of them."""
+
+    status: int
+    start: int
+    stop: int
+    headers: tuple[tuple[bytes, bytes], ...]
+
+
+def choose(request: Request, preconditions: Preconditions, etag: str, size: int) -> Chosen:
+    """All of a content, or the range that a `GET` asks for.
+
+    Of all methods only `GET` knows ranges; `HEAD` answers as if there were none (RFC 9110, section 14.2).
+
+    Raises:
+        Refusal: RANGE (416), with the `Content-Range` that tells the size.
+    """
+    if request.method == b"GET" and range_applies(preconditions, etag):
+        try:
+            wanted = parse_range(request.header("range"), size)
+        except Refusal:
+            request.setHeader(b"Content-Range", unsatisfied_range(size).encode("ascii"))
+            raise
+        if wanted is not None:
+            headers = ((b"Content-Range", content_range(wanted, size).encode("ascii")),)
+            return Chosen(status=206, start=wanted.start, stop=wanted.stop, headers=headers)
+    return Chosen(status=200, start=0, stop=size, headers=())
 
 
 class Source(Protocol):
@@ -41,10 +76,8 @@ class Delivery:
         self._authenticator = authenticator
         self._transfers = transfers
 
-    async def send(
-        self, request: Request, access: Access, entry: EntryId, source: Source, *, status: int, headers: HeaderList, length: int
-    ) -> None:
-        """Answer with all of `source`, `length` bytes, which the caller may read because they may read `entry`. Raises `Refusal`."""
+    async def send(self, request: Request, access: Access, entry: EntryId, source: Source, chosen: Chosen, headers: HeaderList) -> None:
+        """Answer with all of `source`, the bytes `chosen`, which the caller may read because they may read `entry`. Raises `Refusal`."""
         access.bytes = 0
         pouring: Pouring | None = cast(Pouring, source) if hasattr(source, "pour") else None
         # The first bytes before the status: while nothing is sent, "nobody has it" is still a clean answer.
@@ -74,7 +107,7 @@ class Delivery:
                 await check()
             if reasons:
                 raise Refusal(Code.FORBIDDEN, reasons[0])
-            sink = request.start(status, headers, length)
+            sink = request.start(chosen.status, [*headers, *chosen.headers], chosen.stop - chosen.start)
             try:
                 while data:
                     await sink.write(data)

@@ -9,19 +9,14 @@ from __future__ import annotations
 from securifile.http.backend import Backend
 from securifile.http.channel import Request
 from securifile.http.content import HeaderList, content_headers
-from securifile.http.delivery import Delivery
+from securifile.http.delivery import Chosen, Delivery, choose
 from securifile.http.exchange import Access, Answer, Streamed
-from securifile.http.lookup import Found, Lookup
+from securifile.http.lookup import Lookup
 from securifile.http.ranges import (
-    ByteRange,
     Verdict,
-    content_range,
     etag_of,
     evaluate,
     parse_preconditions,
-    parse_range,
-    range_applies,
-    unsatisfied_range,
 )
 from securifile.http.redirects import Redirector, check_ticket
 from securifile.http.sources import Sources
@@ -62,14 +57,7 @@ class Downloads:
         headers = content_headers(file, etag)
         if evaluate(preconditions, "GET", etag) is Verdict.NOT_MODIFIED:
             return Answer(status=304, headers=tuple(headers))
-        wanted: ByteRange | None = None
-        # Of all methods only GET knows ranges; HEAD answers as if there were none (RFC 9110, section 14.2).
-        if request.method == b"GET" and range_applies(preconditions, etag):
-            try:
-                wanted = parse_range(request.header("range"), file.version.size)
-            except Refusal:
-                request.setHeader(b"Content-Range", unsatisfied_range(file.version.size).encode("ascii"))
-                raise
+        chosen = choose(request, preconditions, etag, file.version.size)
         if request.method == b"HEAD":
             return self._head(request, file, headers)
         order = serving_order(file.version, self._backend.is_available)
@@ -79,7 +67,7 @@ class Downloads:
             order.sort(key=lambda holder: holder != self._backend.name)
         elif order[0] != self._backend.name:
             return self._redirector.to(request, access.signed_in, target, node=order[0], file=file.id)
-        return await self._stream(request, access, found, file, headers, wanted, order)
+        return await self._stream(request, access, file, headers, chosen, order)
 
     def _nobody(self, file: File) -> Refusal:
         servers = self._backend.roster.servers
@@ -99,16 +87,11 @@ class Downloads:
         return Streamed(status=200)
 
     async def _stream(
-        self, request: Request, access: Access, found: Found, file: File, headers: HeaderList, wanted: ByteRange | None, order: list[str]
+        self, request: Request, access: Access, file: File, headers: HeaderList, chosen: Chosen, order: list[str]
     ) -> Streamed:
-        size = file.version.size
-        start, stop = (0, size) if wanted is None else (wanted.start, wanted.stop)
-        status = 200 if wanted is None else 206
-        if wanted is not None:
-            headers.append((b"Content-Range", content_range(wanted, size).encode("ascii")))
-        source = self._sources.open(file.version, order, start, stop)
+        source = self._sources.open(file.version, order, chosen.start, chosen.stop)
         try:
-            await self._delivery.send(request, access, found.entry.id, source, status=status, headers=headers, length=stop - start)
+            await self._delivery.send(request, access, file.id, source, chosen, headers)
         finally:
             source.close()
-        return Streamed(status=status)
+        return Streamed(status=chosen.status)
