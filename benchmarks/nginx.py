@@ -93,8 +93,11 @@ class Nginx:
 
     def clear(self) -> None:
         """See `Target`."""
-        shutil.rmtree(self._files)
+        # Aside first: uploads whose client has left may still come to an end, and put a file into a folder that is being emptied.
+        aside = self._files.with_name("aside")
+        self._files.rename(aside)
         self._files.mkdir()
+        shutil.rmtree(aside)
 
     def stop(self) -> None:
         """See `Target`."""
