@@ -10,12 +10,11 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import history
-from benchmarks.clients import ClientFailed
 from benchmarks.cluster import US, SecuriFile
 from benchmarks.figures import Goal, Measure, Sample
 from benchmarks.memory import peaks
@@ -61,16 +60,17 @@ def main(arguments: Sequence[str]) -> int:
         us = targets[US] = SecuriFile(folder / "cluster", checkout=options.now)
         stack.callback(us.stop)
         kept = []
-        replicas = 0
+        replicas, failed = 0, 0
         for row in wanted:
             if row.replicas != replicas:
                 for target in targets.values():
                     if isinstance(target, SecuriFile):
                         target.set_replicas(row.replicas)
                 replicas = row.replicas
-            result = _measure(row, targets, rounds)
+            result = measure(row, targets, rounds)
             _say(*lines(result), "")
             kept.append(figures(result))
+            failed += US not in result.samples
         if not options.rows or MEMORY in options.rows:
             us.clear()
             us.set_replicas(2)
@@ -79,31 +79,42 @@ def main(arguments: Sequence[str]) -> int:
                 kept.append(figure)
         history.append(options.history, began, kept, quick=options.quick, rounds=rounds)
         _say(f"kept in {options.history}; {time.time() - began:.0f} s")
-    return 0
+    return 1 if failed else 0
 
 
-def _measure(row: Row, targets: dict[str, Any], rounds: int) -> Result:
-    """Each server once a round, in turn, so that what happens to the machine happens to all."""
-    doing = [targets[name] for name in (*row.others, BEFORE, US) if name in targets]
-    samples: dict[str, list[Sample]] = {target.name: [] for target in doing}
-    for target in doing:
-        row.work.prepare(target)
+def measure(row: Row, targets: dict[str, Any], rounds: int) -> Result:
+    """Each server once a round, in turn, so that what happens to the machine happens to all.
+
+    Who fails is out of this row, not of the next.
+    """
+    doing = {name: targets[name] for name in (*row.others, BEFORE, US) if name in targets}
+    samples: dict[str, list[Sample]] = {name: [] for name in doing}
+    for name, target in doing.items():
+        with _counted_out(samples, name, row):
+            row.work.prepare(target)
     for number in range(rounds):
-        for target in [one for one in doing if one.name in samples]:
+        for name in list(samples):
             os.sync()
-            try:
-                samples[target.name].append(row.work.run(target, number))
-            except ClientFailed as problem:
-                if target.name == US:
-                    raise
-                del samples[target.name]
-                _say(f"{target.name} does not do {row.name}: {problem}")
-    for target in doing:
-        target.clear()
+            with _counted_out(samples, name, row):
+                samples[name].append(row.work.run(doing[name], number))
+    for name, target in doing.items():
+        # What was measured stands.
+        with _counted_out({}, name, row):
+            target.clear()
     goals = row.goals
     if BEFORE in targets:
         goals += (Goal(measure=Measure.RATIO, against=BEFORE, must=1.0, aim=1.1),)
     return Result(name=row.name, title=row.title, unit=row.unit, goals=goals, samples=samples)
+
+
+@contextlib.contextmanager
+def _counted_out(samples: dict[str, list[Sample]], name: str, row: Row) -> Iterator[None]:
+    """Whatever goes wrong with one server in one row, the others' figures are good, and the next rows may be."""
+    try:
+        yield
+    except Exception as problem:
+        samples.pop(name, None)
+        _say(f"{name} does not do {row.name}: {type(problem).__name__}: {problem}")
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:

@@ -11,7 +11,8 @@ from pathlib import Path
 import attrs
 
 CURL = ("curl", "--silent", "--show-error", "--fail-with-body", "--http1.1")
-TRANSFER_S_MAX = 600
+TRANSFER_S_MAX = 180
+"""A transfer of the largest file at a tenth of what is usual; one that hangs is told as such, and does not hold up the rest."""
 ABOUT_THE_TRANSFER = '{"status": %{http_code}, "seconds": %{time_total}, "down": %{size_download}, "up": %{size_upload}}\n'
 
 _WRK_SUMMARY = """

@@ -91,8 +91,10 @@ def cpu_per_gib(samples: Sequence[Sample]) -> Spread:
 
 
 def judge(goal: Goal, us: str, samples: dict[str, list[Sample]]) -> Spread | None:
-    """The value that a goal is about; None when the server to compare with was not there."""
-    ours = samples[us]
+    """The value that a goal is about; None when we did not do it, or the server to compare with was not there."""
+    ours = samples.get(us)
+    if ours is None:
+        return None
     match goal.measure:
         case Measure.RATIO:
             theirs = samples.get(goal.against or "")

@@ -31,7 +31,8 @@ def lines(result: Result) -> Sequence[str]:
         value = judge(goal, US, result.samples)
         wanted = f"must {goal.must:g}, aim {goal.aim:g}"
         if value is None:
-            shown.append(f"    {_about(goal):<28}not measured: {goal.against} was not there ({wanted})")
+            missing = goal.against if US in result.samples else US
+            shown.append(f"    {_about(goal):<28}not measured: {missing} was not there ({wanted})")
         else:
             shown.append(f"    {_about(goal):<28}{_spread(value)}  {wanted}: {goal.reached(value.median)}")
     return shown

@@ -89,3 +89,13 @@ def test_a_peak_can_be_forgotten() -> None:
     del block
     forget_peaks([os.getpid()])
     assert peak_bytes(os.getpid()) < before
+
+
+def test_a_row_that_we_did_not_do_is_told_all_the_same() -> None:
+    """The others' figures stand, and no goal is judged by them."""
+    goal = Goal(measure=Measure.RATE, must=2500, aim=5000)
+    result = Result(name="get-small", title="GET of 4 KiB", unit="/s", goals=(goal,), samples={"nginx": [sample(1, 3000, 0.6, 0.015)]})
+    shown = "\n".join(lines(result))
+    assert "nginx" in shown
+    assert "not measured: SecuriFile was not there" in shown
+    assert figures(result)["goals"] == []
