@@ -28,6 +28,7 @@ class Restoration(Run):
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
         self._before: Judge | None = None
+        self._begins_epoch = True
         self._chance = self.cluster.chance.stream("restoration")
 
     def _go(self) -> None:
@@ -44,12 +45,15 @@ class Restoration(Run):
     def _restore(self) -> None:
         cluster, database, chance = self.cluster, self.cluster.database, self._chance
         self._before = Judge(tuple(self.operations), database.changes(), tuple(database.committed), self.storm.reach)
-        lost = f"{database.committed[-1][1]}"
+        was_at = database.committed[-1][1]
         away = [name for name in cluster.nodes if chance.happens(AWAY)]
         for name in (*cluster.admins, *away):
             cluster.crash(name)
-        database.restore(self._image, database.identifier if chance.happens(0.5) else "promoted")
-        self._say(f"the backup is restored, to {database.committed[-1][1]} from {lost}; {', '.join(away) or 'no node'} is away")
+        promoted = not chance.happens(0.5)
+        database.restore(self._image, "promoted" if promoted else database.identifier)
+        self._say(f"the backup is restored, to {database.committed[-1][1]} from {was_at}; {', '.join(away) or 'no node'} is away")
+        # A backup after which nothing was committed is the same catalogue again: nobody can notice, and nothing is to be done.
+        self._begins_epoch = promoted or database.committed[-1][1] < was_at
         cluster.run(RESTORED_S)
         for name in cluster.admins:
             cluster.start(name)
@@ -66,7 +70,7 @@ class Restoration(Run):
         database = self.cluster.database
         return (
             database.reconciled
-            and database.committed[-1][1].epoch > 1
+            and (database.committed[-1][1].epoch > 1 or not self._begins_epoch)
             and all(self.cluster.node(name) is not None for name in self.cluster.nodes)
         )
 
