@@ -22,7 +22,6 @@ from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
-from twisted.python.threadpool import ThreadPool
 
 from securifile import __version__
 from securifile.admin.admin_api import AdminApi
@@ -151,10 +150,8 @@ class AdminService(Service):
         lock = take_folder(options.data)
         self._later("the data folder", lambda: os.close(lock))
         say_gone(options.data)
-        pool = ThreadPool(0, THREADS, "work")
-        pool.start()
-        self._later("threads", pool.stop)
-        worker = ThreadWorker(reactor, pool)
+        worker = ThreadWorker(reactor, THREADS, "work")
+        self._later("threads", worker.stop)
         catalogue, authority = await self._open_catalogue(worker)
 
         identity = self._identity(authority)

@@ -25,6 +25,9 @@ from securifile.model.errors import Code, Refusal
 from securifile.model.interfaces import IWorker
 from securifile.node.worker import ThreadWorker
 
+THREADS = 4
+"""For files and digests on this side; a command transfers a few files at a time."""
+
 DONE, FAILED, MISUNDERSTOOD, INTERRUPTED = 0, 1, 2, 130
 """Exit codes; the last is what shells give for SIGINT (128 + 2). argparse exits with 2 by itself."""
 
@@ -141,17 +144,21 @@ async def _on_this_terminal(reactor: Any, arguments: argparse.Namespace) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    return await run(
-        reactor,
-        arguments,
-        environment=os.environ,
-        stdin=sys.stdin,
-        stdout=sys.stdout,
-        stderr=sys.stderr,
-        ask=getpass.getpass,
-        random=os.urandom,
-        worker=ThreadWorker(reactor, reactor.getThreadPool()),
-    )
+    worker = ThreadWorker(reactor, THREADS, "command")
+    try:
+        return await run(
+            reactor,
+            arguments,
+            environment=os.environ,
+            stdin=sys.stdin,
+            stdout=sys.stdout,
+            stderr=sys.stderr,
+            ask=getpass.getpass,
+            random=os.urandom,
+            worker=worker,
+        )
+    finally:
+        worker.stop()
 
 
 async def _react(reactor: Any, arguments: argparse.Namespace) -> None:

@@ -20,7 +20,6 @@ from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint
 from twisted.logger import Logger
-from twisted.python.threadpool import ThreadPool
 
 from securifile import __version__
 from securifile.audit.sender import AuditSender
@@ -140,10 +139,8 @@ class NodeService(Service):
             sign=identity.sign,
             admins=tuple(_introduced(membership)),
         )
-        pool = ThreadPool(0, WORKERS, "node")
-        pool.start()
-        self._undo.append(pool.stop)
-        worker = ThreadWorker(self._reactor, pool)
+        worker = ThreadWorker(self._reactor, WORKERS, "node")
+        self._undo.append(worker.stop)
         blobs = DiskBlobs(directory=str(folder), worker=worker, clock=self._reactor, reserve_bytes=options.reserve_bytes)
         await blobs.recover()
         index = await self._index(folder / "index.sqlite")

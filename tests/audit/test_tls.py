@@ -15,7 +15,6 @@ from twisted.internet import ssl
 from twisted.internet.defer import gatherResults
 from twisted.internet.endpoints import TCP4ClientEndpoint, wrapClientTLS
 from twisted.internet.interfaces import ITransport
-from twisted.python.threadpool import ThreadPool
 
 from securifile.audit.keeping import AuditFile, Keeper
 from securifile.audit.receiver import AuditReceiver
@@ -33,12 +32,11 @@ COUNT = 300
 
 @asynccontextmanager
 async def threads() -> AsyncIterator[ThreadWorker]:
-    pool = ThreadPool(0, 4)
-    pool.start()
+    worker = ThreadWorker(reactor, 4, "test")
     try:
-        yield ThreadWorker(reactor, pool)
+        yield worker
     finally:
-        pool.stop()
+        worker.stop()
 
 
 def certificate(authority: trustme.CA, name: str) -> ssl.PrivateCertificate:

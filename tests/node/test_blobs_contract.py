@@ -14,7 +14,6 @@ import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.internet.task import Clock
-from twisted.python.threadpool import ThreadPool
 
 from securifile.model.digests import DigestAlgorithm
 from securifile.model.entries import BlobSummary, Sidecar
@@ -63,9 +62,8 @@ def subject(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Subject]
 
         yield Subject(memory, memory.damage, fill_memory)
         return
-    pool = ThreadPool(0, 4)
-    pool.start()
-    worker = InlineWorker() if request.param == "disk" else ThreadWorker(cast(IReactorFromThreads, reactor), pool)
+    threads = ThreadWorker(cast(IReactorFromThreads, reactor), 4, "test")
+    worker = InlineWorker() if request.param == "disk" else threads
     files = SmallDisk()
     store = DiskBlobs(directory=str(tmp_path / "store"), worker=worker, clock=Clock(), files=files, reserve_bytes=1000)
 
@@ -80,7 +78,7 @@ def subject(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Subject]
 
     pytest_twisted.blockon(store.recover())
     yield Subject(store, damage, fill)
-    pool.stop()
+    threads.stop()
 
 
 async def put(store: Any, attempt: AttemptId, data: bytes, chunk: int = 100_000) -> BlobSummary:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import cast
 
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.interfaces import IReactorFromThreads
-from twisted.python.threadpool import ThreadPool
 
 from securifile.model.interfaces import IWorker
 from securifile.node.worker import InlineWorker, ThreadWorker
+
+
+def threads_of(threads_max: int) -> ThreadWorker:
+    return ThreadWorker(cast(IReactorFromThreads, reactor), threads_max, "test")
 
 
 @pytest.fixture(params=["inline", "threads"])
@@ -23,10 +27,17 @@ def worker(request: pytest.FixtureRequest) -> Iterator[IWorker]:
     if request.param == "inline":
         yield InlineWorker()
         return
-    pool = ThreadPool(0, 2)
-    pool.start()
-    yield ThreadWorker(cast(IReactorFromThreads, reactor), pool)
-    pool.stop()
+    worker = threads_of(2)
+    yield worker
+    worker.stop()
+
+
+@pytest.fixture
+def one() -> Iterator[ThreadWorker]:
+    """With one thread."""
+    worker = threads_of(1)
+    yield worker
+    worker.stop()
 
 
 @pytest_twisted.ensureDeferred
@@ -38,36 +49,68 @@ async def test_results_and_errors_come_back(worker: IWorker) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_answers_come_in_the_reactors_thread() -> None:
+async def test_answers_come_in_the_reactors_thread(one: ThreadWorker) -> None:
     """Work is done in another thread, and its answer heard in the one that asked."""
-    pool = ThreadPool(0, 1)
-    pool.start()
-    try:
-        there = await ThreadWorker(cast(IReactorFromThreads, reactor), pool).do(threading.get_ident)
-        assert there != threading.get_ident()
-    finally:
-        pool.stop()
+    heard: list[int] = []
+    there = one.do(threading.get_ident)
+    there.addCallback(lambda ident: heard.extend([ident, threading.get_ident()]))
+    await there
+    assert heard[0] != threading.get_ident() == heard[1]
 
 
 @pytest_twisted.ensureDeferred
-async def test_who_cancels_only_stops_listening() -> None:
+async def test_who_cancels_only_stops_listening(one: ThreadWorker) -> None:
     """Work goes on when its Deferred is cancelled, and the late answer harms nobody."""
-    pool = ThreadPool(1, 1)
-    pool.start()
     go, done = threading.Event(), threading.Event()
 
     def work() -> None:
         go.wait(10)
         done.set()
 
-    try:
-        worker = ThreadWorker(cast(IReactorFromThreads, reactor), pool)
-        answer = worker.do(work)
-        answer.cancel()
-        with pytest.raises(CancelledError):
-            await answer
-        go.set()
-        await worker.do(done.wait, 10)
-        assert done.is_set()
-    finally:
-        pool.stop()
+    answer = one.do(work)
+    answer.cancel()
+    with pytest.raises(CancelledError):
+        await answer
+    go.set()
+    await one.do(done.wait, 10)
+    assert done.is_set()
+
+
+@pytest_twisted.ensureDeferred
+async def test_as_many_work_at_once_as_there_may_be_threads() -> None:
+    """Two jobs that wait for each other both end, and a hundred more are all answered."""
+    worker = threads_of(2)
+    meeting = threading.Barrier(2)
+    await gatherResults([worker.do(meeting.wait, 10), worker.do(meeting.wait, 10)])
+    answers: list[int] = await gatherResults([worker.do(int, number) for number in range(100)])
+    assert answers == list(range(100))
+    worker.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_stopping_waits_for_what_was_asked(one: ThreadWorker) -> None:
+    """What was asked before `stop` is done when that returns; its answers still come; nothing that is asked afterwards is begun."""
+    done: list[int] = []
+    answers: list[Deferred[None]] = [one.do(done.append, number) for number in range(5)]
+    one.stop()
+    assert done == [0, 1, 2, 3, 4]
+    one.do(done.append, 5)
+    await gatherResults(answers)
+    assert done == [0, 1, 2, 3, 4]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_thread_holds_nothing_between_two_jobs(one: ThreadWorker) -> None:
+    """What a job was given and what it answered can go once the answer was heard: a thread may idle for hours."""
+
+    class Large:
+        pass
+
+    async def ask() -> weakref.ref[Large]:
+        large = Large()
+        assert await one.do(lambda given: given, large) is large
+        return weakref.ref(large)
+
+    gone = await ask()
+    await one.do(int)
+    assert gone() is None

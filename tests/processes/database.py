@@ -55,23 +55,21 @@ class Database:
 def main(directory: Path) -> None:
     """Run it."""
     from twisted.internet import reactor as given
-    from twisted.python.threadpool import ThreadPool
 
     from securifile.admin.postgres import EmbeddedPostgres
     from securifile.workers import ThreadWorker
 
     reactor: Any = given
-    pool = ThreadPool(0, 2, "work")
-    postgres = EmbeddedPostgres(reactor=reactor, directory=directory / "postgres", worker=ThreadWorker(reactor, pool))
+    worker = ThreadWorker(reactor, 2, "work")
+    postgres = EmbeddedPostgres(reactor=reactor, directory=directory / "postgres", worker=worker)
 
     def start() -> None:
-        pool.start()
         postgres.startService()
         postgres.ready().addCallbacks(lambda dsn: write_atomically(directory / DSN, dsn), lambda failure: reactor.stop())
 
     reactor.callWhenRunning(start)
     reactor.addSystemEventTrigger("before", "shutdown", postgres.stopService)
-    reactor.addSystemEventTrigger("after", "shutdown", pool.stop)
+    reactor.addSystemEventTrigger("after", "shutdown", worker.stop)
     reactor.run()
 
 

@@ -20,7 +20,6 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import Clock
 from twisted.protocols import tls
 from twisted.python.failure import Failure
-from twisted.python.threadpool import ThreadPool
 from twisted.test import iosim
 from zope.interface import implementer
 
@@ -308,9 +307,7 @@ class Thread:
     """A thread that does one thing at a time, and the reactor's worker on it."""
 
     def __init__(self) -> None:
-        self._pool = ThreadPool(1, 1)
-        self._pool.start()
-        self.worker = ThreadWorker(reactor, self._pool)  # type: ignore[arg-type]
+        self.worker = ThreadWorker(reactor, 1, "test")  # type: ignore[arg-type]
 
     async def burst(self, end: End, pieces: int) -> int:
         """Send up to so many pieces of 256 KiB by a lane; how many bytes it took. Waits first until there is one."""
@@ -330,7 +327,7 @@ class Thread:
         return taken
 
     def stop(self) -> None:
-        self._pool.stop()
+        self.worker.stop()
 
 
 @pytest.fixture
