@@ -45,6 +45,9 @@ GATHER_BYTES = 256 * 1024
 QUEUE_BYTES_MAX = 1024 * 1024
 """What one writer may hold in memory before its caller has to wait."""
 
+SYNC_STEP_BYTES = 8 * 1024 * 1024
+"""After so many the disk begins to write: an fsync of a gigabyte that begins at the end takes half a second, and then everybody waits."""
+
 READ_AHEAD_BYTES = 1024 * 1024
 """What one job reads: enough for the disk to be sequential, little enough for a thousand slow readers."""
 
@@ -202,6 +205,7 @@ class DiskBlobWriter:
         self._gathered: list[bytes] = []
         self._gathered_bytes = 0
         self._written = 0
+        self._sync_begun = 0
         self._busy = False
         self._taking = True
         self._finished = False
@@ -313,6 +317,10 @@ class DiskBlobWriter:
         self._folder.append(self._descriptor.number, data, offset)
         self._hasher.update(data)
         self._checksums.update(data)
+        end = offset + len(data)
+        if end - self._sync_begun >= SYNC_STEP_BYTES:
+            self._folder.files.begin_sync(self._descriptor.number, end - self._sync_begun, self._sync_begun)
+            self._sync_begun = end
 
     def _end_job(self, result: Failure | None, count: int) -> None:
         self._busy = False

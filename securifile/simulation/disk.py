@@ -167,6 +167,9 @@ class SimulatedFiles:
         self.room += max(0, len(data) - length)
         del data[length:]
 
+    def begin_sync(self, descriptor: int, count: int, offset: int) -> None:
+        """See `Files`. Nothing is certain by it."""
+
     def sync(self, descriptor: int) -> None:
         """See `Files`."""
         self._step("sync")

@@ -52,6 +52,8 @@ class SimulatedFiles:
         """Every call that changes something, by name, in order."""
         self.before: Callable[[int, str], None] = lambda number, name: None
         """Called before each of them with its number from 0; may raise `OSError` or `Crash`."""
+        self.syncs_begun: list[tuple[int, int]] = []
+        """Offset and count of each `begin_sync`."""
         self.room = 2**40
         self._directories: dict[str, _Directory] = {}
         self._beneath: dict[str, set[str]] = {}
@@ -132,6 +134,10 @@ class SimulatedFiles:
     def truncate(self, descriptor: int, length: int) -> None:
         self._step("truncate")
         del self._open[descriptor].data[length:]
+
+    def begin_sync(self, descriptor: int, count: int, offset: int) -> None:
+        # Nothing is certain by it.
+        self.syncs_begun.append((offset, count))
 
     def sync(self, descriptor: int) -> None:
         self._step("sync")

@@ -21,7 +21,7 @@ from securifile.model.digests import DigestAlgorithm
 from securifile.model.errors import NoSuchBlob, StreamBroken
 from securifile.model.ids import AttemptId, EntryId, Position
 from securifile.model.interfaces import IWorker
-from securifile.node.blobs import QUEUE_BYTES_MAX, READ_AHEAD_BYTES, DiskBlobs
+from securifile.node.blobs import QUEUE_BYTES_MAX, READ_AHEAD_BYTES, SYNC_STEP_BYTES, DiskBlobs
 from securifile.node.files import OsFiles
 from securifile.node.memory_blobs import MemoryBlobs
 from securifile.node.sidecars import BLOCK_BYTES, block_count, checksum, decode_sidecar
@@ -113,6 +113,17 @@ def test_small_chunks_are_gathered(bench: Bench) -> None:
         assert writer.write(b"x" * 1000).called
     assert bench.worker.jobs == []
     assert bench.get(writer.finish(FILE, 1)).size == 100_000
+
+
+def test_the_disk_begins_to_write_while_the_rest_comes(bench: Bench) -> None:
+    """Of a large blob little is left for the fsync at its end; of a small one all of it."""
+    writer = bench.get(bench.store.begin(A, SHA256))
+    chunk = bytes(QUEUE_BYTES_MAX // 2)
+    for _ in range(2 * SYNC_STEP_BYTES // len(chunk)):
+        bench.get(writer.write(chunk))
+    bench.get(writer.write(b"x"))
+    bench.get(writer.finish(FILE, 1))
+    assert bench.files.syncs_begun == [(0, SYNC_STEP_BYTES), (SYNC_STEP_BYTES, SYNC_STEP_BYTES)]
 
 
 def test_a_waiting_caller_is_told_of_the_failure(bench: Bench) -> None:
