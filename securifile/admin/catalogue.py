@@ -28,7 +28,7 @@ from securifile.model.roster import Roster
 from securifile.model.servers import ServerKind
 from securifile.model.settings import ClusterSettings
 from securifile.sql import directory
-from securifile.sql.dialects import POSTGRESQL
+from securifile.sql.dialects import POSTGRESQL, insert_rows
 from securifile.sql.sqlite import SqliteDatabase
 from securifile.sql.tables import spelled
 from securifile.workers import InlineWorker
@@ -147,16 +147,8 @@ class Catalogue:
 
         async def write(sql: Any) -> None:
             for start in range(0, len(received), AUDIT_GROUP):
-                group = received[start : start + AUDIT_GROUP]
-                rows = ", ".join(f"({', '.join(f':{column}_{index}' for column in _AUDIT_COLUMNS)})" for index in range(len(group)))
-                values = {
-                    f"{column}_{index}": value
-                    for index, one in enumerate(group)
-                    for column, value in {"boot": one.boot, "number": one.number, **attrs.asdict(one.record)}.items()
-                }
-                await sql.execute(
-                    f"INSERT INTO audit ({', '.join(_AUDIT_COLUMNS)}) VALUES {rows} ON CONFLICT (server, boot, number) DO NOTHING", values
-                )
+                rows = [(one.boot, one.number, *attrs.astuple(one.record, recurse=False)) for one in received[start : start + AUDIT_GROUP]]
+                sql.later(*insert_rows("audit", _AUDIT_COLUMNS, rows, " ON CONFLICT (server, boot, number) DO NOTHING"))
 
         await self.database.transact("store audit records", write)
 

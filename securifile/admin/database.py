@@ -7,8 +7,9 @@ is told is exact, because a client will act on it:
     it broke between COMMIT and the answer        OutcomeUnknown
     a serialisation failure or a deadlock         tried again, a few times, after a short pause of random length
 
-Trips to the server are what a transaction costs. BEGIN travels in front of the first question, a transaction that asked nothing
-makes no trip, the settings of a session travel with its start, and whoever read or failed does not wait for the end of its transaction.
+Trips to the server are what a transaction costs. BEGIN travels in front of the first question, what is written `later` in front of the
+next question or of COMMIT, a transaction that asked nothing makes no trip, the settings of a session travel with its start, and whoever
+read or failed does not wait for the end of its transaction.
 
 A transaction that is cancelled leaves a question under way. The connection is kept aside until the answer has come and the
 transaction is rolled back, and then goes back into the pool; the caller need not wait for that.
@@ -190,6 +191,8 @@ class _Transaction:
         self._over = False
         self._failure: Exception | None = None
         self._pending: Deferred[Any] = succeed(None)
+        self._held: list[tuple[str, Mapping[str, Any]]] = []
+        """Statements that go along with the next question, or with COMMIT."""
 
     async def query(self, statement: str, parameters: Mapping[str, Any] = {}) -> Sequence[Row]:
         """See `ISql`."""
@@ -200,6 +203,12 @@ class _Transaction:
         """See `ISql`."""
         cursor = await self._ask(statement, parameters)
         return max(0, int(cursor.rowcount))
+
+    def later(self, statement: str, parameters: Mapping[str, Any] = {}) -> None:
+        """See `ISql`."""
+        if self._over:
+            raise RuntimeError("the transaction is over")
+        self._held.append((statement, parameters))
 
     def end(self) -> None:
         """Refuse further questions; raise what a question of this transaction has failed with, in case `work` did not."""
@@ -217,13 +226,14 @@ class _Transaction:
         Raises:
             OutcomeUnknown: the connection broke after it was sent.
         """
-        if not self._begun:
+        if not self._begun and not self._held:
             return
         if self.connection.is_dead:
             raise _Lost("the connection broke before COMMIT")
         cursor = self.connection.cursor()
         try:
-            await self._send(cursor, "COMMIT", None)
+            # The server goes through a message statement by statement, and stops at the first that fails.
+            await self._send(cursor, self._joined(cursor, "COMMIT", {}))
         except (CancelledError, GeneratorExit):
             raise
         except Exception as error:
@@ -243,7 +253,7 @@ class _Transaction:
         try:
             await self._pending
             if self._begun and not self.connection.is_dead:
-                await self._send(self.connection.cursor(), "ROLLBACK", None)
+                await self._send(self.connection.cursor(), b"ROLLBACK")
         except Exception:
             self.connection.abandon()
 
@@ -264,15 +274,11 @@ class _Transaction:
             raise RuntimeError("a question was asked before the one before was answered")
         if self._failure is not None:
             raise self._failure
-        spelled = for_psycopg(statement)
-        if not self._begun:
-            spelled = f"{self._begin};\n{spelled}"
-            self._begun = True
         try:
             if self.connection.is_dead:
                 raise _Lost("the connection to the database broke")
             cursor = self.connection.cursor()
-            await self._send(cursor, spelled, parameters_for_psycopg(parameters))
+            await self._send(cursor, self._joined(cursor, statement, parameters))
         except (CancelledError, GeneratorExit):
             raise
         except Exception as error:
@@ -282,9 +288,18 @@ class _Transaction:
             raise self._failure from error
         return cursor
 
-    async def _send(self, cursor: Any, statement: str, parameters: Mapping[str, Any] | None) -> None:
+    def _joined(self, cursor: Any, statement: str, parameters: Mapping[str, Any]) -> bytes:
+        """One message: BEGIN if it was not said yet, what was to be done by now, and then this."""
+        held, self._held = self._held, []
+        spelled = [_spelled(cursor, *one) for one in (*held, (statement, parameters))]
+        if not self._begun:
+            spelled.insert(0, self._begin.encode())
+            self._begun = True
+        return b";\n".join(spelled)
+
+    async def _send(self, cursor: Any, message: bytes) -> None:
         timer = self.connection.reactor.callLater(self._limits.answer_s, self.connection.abandon)
-        answered: Deferred[Any] = cursor.execute(statement, parameters)
+        answered: Deferred[Any] = cursor.execute(message)
         self._pending = Deferred()
 
         def note(result: Any) -> Any:
@@ -319,6 +334,12 @@ class _Transaction:
             self.connection.abandon()
             return _Lost(text)
         return StatementFailed(f"{code}: {text}")
+
+
+def _spelled(cursor: Any, statement: str, parameters: Mapping[str, Any]) -> bytes:
+    """The statement with its parameters in it."""
+    spelled: bytes = cursor.mogrify(for_psycopg(statement), parameters_for_psycopg(parameters))
+    return spelled
 
 
 class Listener:

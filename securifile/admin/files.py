@@ -1,4 +1,4 @@
-"""Files, folders and rights in the catalogue: every change of them is decided here, in one transaction each."""
+"""Files, folders and rights in the catalogue: every change of them is decided here, in one transaction each (commits: `commits.py`)."""
 
 from __future__ import annotations
 
@@ -8,20 +8,15 @@ from typing import Any
 import attrs
 from twisted.internet.defer import Deferred
 
+from securifile.admin.commits import Commits, check_person, check_role, under_key
 from securifile.admin.ledger import Decision, Entered, Ledger
-from securifile.model.entries import Copy, Version
 from securifile.model.errors import Code, Refusal
-from securifile.model.facts import Entry, EntryGone, File, Folder, Grant, GrantGone, Person
+from securifile.model.facts import Entry, EntryGone, File, Folder, Grant, GrantGone
 from securifile.model.ids import AttemptId, EntryId, Position
-from securifile.model.people import check_account
-from securifile.model.roles import Action, Role, permits
-from securifile.model.servers import Status
+from securifile.model.roles import Action, Role
 from securifile.protocol import messages as m
-from securifile.protocol.codec import decode_value, encode_value
+from securifile.protocol.codec import decode_value
 from securifile.sql import directory
-
-RETRY_SOON_S = 1.0
-"""When a refused commit is worth a new upload: the cluster's status settles within a few heartbeats."""
 
 
 class Files:
@@ -30,159 +25,13 @@ class Files:
     def __init__(self, ledger: Ledger, wall: Callable[[], float]) -> None:
         self._ledger = ledger
         self._wall = wall
+        self._commits = Commits(ledger, wall)
 
     # --- versions ---
 
     def commit(self, asked: m.Commit, node: str) -> Deferred[m.Committed]:
-        """Make an attempt a version, if it is the next one (compare-and-swap) and may be made.
-
-        Committing a committed attempt again, or another attempt under the same Idempotency-Key, gives the first answer.
-
-        Raises:
-            Refusal: nothing was committed; the code says why.
-            DatabaseUnavailable: nothing was committed.
-            OutcomeUnknown: ask `outcome`.
-        """
-        return Deferred.fromCoroutine(self._commit(asked, node))
-
-    async def _commit(self, asked: m.Commit, node: str) -> m.Committed:
-        async def decide(sql: Any, position: Position) -> Decision[m.Committed]:
-            earlier = await self._earlier(sql, asked)
-            if earlier is not None:
-                return Decision(facts=(), answer=earlier)
-            copies = await self._counted_copies(sql, asked, node)
-            now = self._wall()
-            before = await self._writable(sql, asked, now)
-            version = Version(
-                number=asked.number,
-                attempt=asked.attempt,
-                size=asked.size,
-                digest=asked.digest,
-                algorithm=asked.algorithm,
-                committed_at=now,
-                committed_by=asked.person,
-                copies=copies,
-            )
-            file = (
-                attrs.evolve(before, version=version)
-                if before is not None
-                else File(id=asked.file, owner=asked.owner, parent=asked.parent, name=asked.name, created_at=now, version=version)
-            )
-            answer = m.Committed(position=position, facts=(file,), attempt=asked.attempt, created=before is None)
-            await self._remember(sql, asked, file, answer, position)
-            return Decision(facts=(file,), answer=answer)
-
-        entered: Entered[m.Committed] = await self._ledger.enter("commit", decide)
-        return entered.answer
-
-    async def _earlier(self, sql: Any, asked: m.Commit) -> m.Committed | None:
-        rows = await sql.query("SELECT ended, answer FROM attempts WHERE attempt = :attempt", {"attempt": asked.attempt.value})
-        if rows:
-            ended, answer = rows[0]
-            if ended != "committed":
-                raise Refusal(Code.ATTEMPT_ABANDONED, "This upload was given up before it was committed. Upload again.")
-            committed: m.Committed = decode_value(m.Committed, bytes(answer))
-            return committed
-        return await self._by_key(sql, asked.person, asked.key, asked.request)
-
-    async def _by_key(self, sql: Any, person: str, key: str | None, request: bytes) -> m.Committed | None:
-        if key is None:
-            return None
-        rows = await sql.query(
-            "SELECT request, answer FROM attempts WHERE person = :person AND idempotency_key = :key", {"person": person, "key": key}
-        )
-        if not rows:
-            return None
-        if bytes(rows[0][0]) != request:
-            raise Refusal(
-                Code.KEY_REUSED, "This Idempotency-Key was already used for another path or precondition. Use a new key for a new request."
-            )
-        committed: m.Committed = decode_value(m.Committed, bytes(rows[0][1]))
-        return committed
-
-    async def _counted_copies(self, sql: Any, asked: m.Commit, node: str) -> tuple[Copy, ...]:
-        """The copies as they are recorded: one on a server that is not running does not count as durable."""
-        running = {server.name for server in await directory.servers(sql) if server.status is Status.RUNNING}
-        if node not in running:
-            raise Refusal(Code.NOT_RUNNING, f"Node {node} is not running. Upload to another node.", retry_after_s=RETRY_SOON_S)
-        copies = tuple(attrs.evolve(copy, durable=copy.durable and copy.node in running) for copy in asked.copies)
-        settings = await directory.settings(sql)
-        assert settings is not None, "a catalogue has settings from its first transaction on"
-        durable = sum(copy.durable for copy in copies)
-        if durable < settings.settings.copies_needed:
-            raise Refusal(
-                Code.NO_ROOM,
-                f"Only {durable} running nodes have the file, {settings.settings.copies_needed} are needed. Upload again.",
-                retry_after_s=RETRY_SOON_S,
-                durable=durable,
-                needed=settings.settings.copies_needed,
-            )
-        return copies
-
-    async def _writable(self, sql: Any, asked: m.Commit, now: float) -> File | None:
-        """The file as it is now (None: it will be new), after checking everything that must hold at this moment."""
-        before: File | None = None
-        if asked.number == 1:
-            parent = await self._authorised(sql, asked.person, asked.parent, Action.CREATE, now)
-            if not isinstance(parent, Folder):
-                raise Refusal(Code.NOT_A_FOLDER, "The path leads through a file. Choose a folder.")
-            if parent.owner != asked.owner:
-                raise Refusal(Code.CONFLICT, f"The folder is not {asked.owner}'s any more. Look at it, then upload again.")
-            if await directory.child(sql, asked.parent, asked.name) is not None:
-                raise Refusal(Code.CONFLICT, "Someone else created this path at the same time. Look at it, then upload again.")
-        else:
-            entry = await self._authorised(sql, asked.person, asked.file, Action.MODIFY, now)
-            if not isinstance(entry, File) or entry.version.number != asked.number - 1:
-                raise Refusal(Code.CONFLICT, "Someone else modified this file at the same time. Look at it, then upload again.")
-            before = entry
-        await self._within_quota(sql, asked, before, asked.owner if before is None else before.owner)
-        return before
-
-    async def _within_quota(self, sql: Any, asked: m.Commit, before: File | None, username: str) -> None:
-        owner = await directory.person(sql, username)
-        if owner is None or owner.quota_bytes is None:
-            return
-        used = (await directory.usage(sql, username)).bytes
-        after = used + asked.size - (before.version.size if before is not None else 0)
-        if after > owner.quota_bytes and asked.size > (before.version.size if before is not None else 0):
-            raise Refusal(
-                Code.QUOTA,
-                f"This needs {after} bytes, and the quota of {username} is {owner.quota_bytes}. Delete something first.",
-                quota=owner.quota_bytes,
-                used=used,
-            )
-
-    async def _remember(self, sql: Any, asked: m.Commit, file: File, answer: m.Committed, position: Position) -> None:
-        version = file.version
-        await sql.execute(
-            "INSERT INTO attempts (attempt, ended, person, idempotency_key, request, answer, ended_at)"
-            " VALUES (:attempt, 'committed', :person, :key, :request, :answer, :at)",
-            {
-                "attempt": asked.attempt.value,
-                "person": asked.person,
-                "key": asked.key,
-                "request": asked.request,
-                "answer": encode_value(m.Committed, answer),
-                "at": version.committed_at,
-            },
-        )
-        await sql.execute(
-            "INSERT INTO versions (file, number, attempt, size, digest, algorithm, origin, committed_at, committed_by, epoch, revision)"
-            " VALUES (:file, :number, :attempt, :size, :digest, :algorithm, :origin, :at, :by, :epoch, :revision)",
-            {
-                "file": file.id.value,
-                "number": version.number,
-                "attempt": version.attempt.value,
-                "size": version.size,
-                "digest": version.digest,
-                "algorithm": version.algorithm.value,
-                "origin": version.origin,
-                "at": version.committed_at,
-                "by": version.committed_by,
-                "epoch": position.epoch,
-                "revision": position.revision,
-            },
-        )
+        """Make an attempt a version: see `Commits.commit`."""
+        return self._commits.commit(asked, node)
 
     def outcome(self, attempt: AttemptId, abandon: bool) -> Deferred[m.Outcome]:
         """How an attempt ended; with `abandon` it ends now if it has not yet, and can never be committed afterwards."""
@@ -215,8 +64,16 @@ class Files:
 
     async def _key(self, asked: m.KeyAsk) -> m.Outcome:
         async def ask(sql: Any) -> m.Outcome:
-            committed = await self._by_key(sql, asked.person, asked.key, asked.request)
-            return m.Outcome(ended=None if committed is None else "committed", committed=committed)
+            rows = await sql.query(
+                "SELECT request, answer FROM attempts WHERE person = :person AND idempotency_key = :key",
+                {"person": asked.person, "key": asked.key},
+            )
+            if not rows:
+                return m.Outcome(ended=None)
+            request, answer = rows[0]
+            return m.Outcome(
+                ended="committed", committed=under_key(asked.request, bytes(request), decode_value(m.Committed, bytes(answer)))
+            )
 
         found: m.Outcome = await self._ledger.database.read(ask)
         return found
@@ -322,14 +179,7 @@ class Files:
 
     async def _authorised(self, sql: Any, username: str, entry: EntryId, action: Action, now: float) -> Entry:
         """The entry, if the person may do that with it at this moment."""
-        person: Person | None = await directory.person(sql, username)
-        if person is None:
-            raise Refusal(Code.ACCOUNT_CLOSED, "This account does not exist any more.")
-        check_account(person, now)
+        check_person(await directory.person(sql, username), now)
         chain = await directory.ancestry(sql, entry)
-        role = await directory.role_along(sql, username, chain)
-        if not permits(role, Action.READ):
-            raise Refusal(Code.NOT_FOUND, "There is nothing here, or nothing that you may see.")
-        if not permits(role, action):
-            raise Refusal(Code.FORBIDDEN, f"You may not do this: it needs the right to {action}, and you are {role} here.", role=str(role))
+        check_role(await directory.role_along(sql, username, chain), action)
         return chain[-1]

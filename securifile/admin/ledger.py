@@ -1,8 +1,8 @@
 """The ledger: every change of the catalogue, one after another, without gaps.
 
-A writing transaction first raises the revision in the one row of `cluster`. That takes the row's lock, so writers queue
-and revisions are handed out in commit order: whoever has seen revision r can ask for "everything after r" and will
-miss nothing (a sequence would be handed out before commit, and a slower transaction be overlooked).
+A writing transaction first locks the one row of `cluster`, which has the revision. So writers queue and revisions are handed out in
+commit order: whoever has seen revision r can ask for "everything after r" and will miss nothing (a sequence would be handed out before
+commit, and a slower transaction be overlooked). One transaction may make several changes, each with a revision of its own.
 
 Several admin servers may share the database. A commit notifies the others, which then catch up; should no notification come, a
 chore catches up each second.
@@ -29,7 +29,7 @@ from securifile.model.ids import BEGINNING, Position
 from securifile.model.interfaces import Row
 from securifile.process import CannotStart
 from securifile.protocol.codec import decode_value, encode_value
-from securifile.sql.dialects import POSTGRESQL
+from securifile.sql.dialects import POSTGRESQL, insert_rows
 from securifile.sql.facts import apply_fact, every_fact
 
 T = TypeVar("T")
@@ -74,12 +74,21 @@ class Entered(Generic[T]):
     answer: T
 
 
+@attrs.frozen(kw_only=True)
+class Decisions(Generic[T]):
+    """Several changes, made in one transaction."""
+
+    changes: tuple[tuple[Fact, ...], ...]
+    """The facts of each, in order; they are in the tables already."""
+    answer: T
+
+
 class _NothingToChange(Exception):
     """Rolls a transaction back that turned out to have nothing to write."""
 
-    def __init__(self, entered: Entered[Any]) -> None:
+    def __init__(self, answer: Any) -> None:
         super().__init__()
-        self.entered = entered
+        self.answer = answer
 
 
 class CatalogueGone(CannotStart):
@@ -217,53 +226,81 @@ class Ledger:
         return Deferred.fromCoroutine(self._enter(name, decide, needs))
 
     async def _enter(self, name: str, decide: Callable[[Any, Position], Awaitable[Decision[T]]], needs: Needs) -> Entered[T]:
+        async def decide_one(sql: Any, before: Position) -> Decisions[Entered[T]]:
+            position = following(before)
+            decision = await decide(sql, position)
+            if not decision.facts:
+                return Decisions(changes=(), answer=Entered(position=before, facts=(), answer=decision.answer))
+            for fact in decision.facts:
+                await apply_fact(sql, fact)
+            return Decisions(changes=(decision.facts,), answer=Entered(position=position, facts=decision.facts, answer=decision.answer))
+
+        return await self.enter_all(name, decide_one, needs)
+
+    def enter_all(self, name: str, decide: Callable[[Any, Position], Awaitable[Decisions[T]]], needs: Needs = Needs.NODES) -> Deferred[T]:
+        """Run `decide(sql, before)` and commit the changes it decides on, and has made in the tables, as those after position `before`.
+
+        All of them are committed or none is; each has a revision of its own, and listeners hear of each in order. Decisions without
+        changes are rolled back as a whole.
+
+        Returns:
+            Fires with the decisions' answer.
+
+        Raises:
+            Refusal, DatabaseUnavailable, OutcomeUnknown: as `enter`; an unknown outcome is the same for all of them.
+        """
+        return Deferred.fromCoroutine(self._enter_all(name, decide, needs))
+
+    async def _enter_all(self, name: str, decide: Callable[[Any, Position], Awaitable[Decisions[T]]], needs: Needs) -> T:
         why = self.waits_for_nodes() if needs is Needs.NODES else None
         if why is not None:
             raise Refusal(Code.CATALOGUE_UNAVAILABLE, f"Nothing can be changed yet: {why}. Try again soon.", retry_after_s=SOON_S)
-        mark = self._random(MARK_BYTES)
-        before = self._told
+        known = self._told
 
-        async def write(sql: Any) -> Entered[T]:
+        async def write(sql: Any) -> tuple[Position, list[Change], T]:
             self._check_identity(sql)
-            rows = await sql.query(
-                "UPDATE cluster SET revision = revision + 1, mark = :mark RETURNING epoch, revision, reconciled", {"mark": mark}
-            )
+            rows = await sql.query("SELECT epoch, revision, reconciled FROM cluster FOR UPDATE")
             _require(rows)
-            position = Position(*rows[0][:2])
-            if position.epoch != before.epoch or position.revision <= before.revision:
-                raise WentBack(f"the catalogue was at {before} and goes on at {position}")
+            before = Position(*rows[0][:2])
+            if before.epoch != known.epoch or before.revision < known.revision:
+                raise WentBack(f"the catalogue was at {known} and is at {before}")
             if needs is not Needs.NOTHING and not rows[0][2]:
                 raise not_reconciled()
-            decision = await decide(sql, position)
-            if not decision.facts:
-                unchanged = Position(position.epoch, position.revision - 1)
-                raise _NothingToChange(Entered(position=unchanged, facts=(), answer=decision.answer))
-            for fact in decision.facts:
-                await apply_fact(sql, fact)
-            change = Change(revision=position.revision, facts=decision.facts, mark=mark)
-            # In the same question: another trip would cost more than the notification.
-            notify = f" RETURNING pg_notify('{CHANNEL}', :news)" if self._notifies(needs) else ""
-            await sql.query(
-                f"INSERT INTO changes (epoch, revision, mark, body) VALUES (:epoch, :revision, :mark, :body){notify}",
-                {
-                    "epoch": position.epoch,
-                    "revision": position.revision,
-                    "mark": mark,
-                    "body": encode_value(Change, change),
-                    "news": str(position),
-                },
-            )
-            return Entered(position=position, facts=decision.facts, answer=decision.answer)
+            decided = await decide(sql, before)
+            if not decided.changes:
+                raise _NothingToChange(decided.answer)
+            changes = [
+                Change(revision=revision, facts=facts, mark=self._random(MARK_BYTES))
+                for revision, facts in enumerate(decided.changes, before.revision + 1)
+            ]
+            self._write_down(sql, before.epoch, changes, needs)
+            return before, changes, decided.answer
 
+        answer: T
         try:
-            entered: Entered[T] = await self.database.transact(name, write)
+            before, changes, answer = await self.database.transact(name, write)
         except _NothingToChange as nothing:
-            return nothing.entered
+            answer = nothing.answer
+            return answer
         except WentBack:
             self.hear_news()
             raise
-        self._tell(entered.position, Change(revision=entered.position.revision, facts=entered.facts, mark=mark))
-        return entered
+        for change in changes:
+            self._tell(Position(before.epoch, change.revision), change)
+        return answer
+
+    def _write_down(self, sql: Any, epoch: int, changes: Sequence[Change], needs: Needs) -> None:
+        last = changes[-1]
+        sql.later(
+            *insert_rows(
+                "changes",
+                ("epoch", "revision", "mark", "body"),
+                [(epoch, change.revision, change.mark, encode_value(Change, change)) for change in changes],
+            )
+        )
+        sql.later("UPDATE cluster SET revision = :revision, mark = :mark", {"revision": last.revision, "mark": last.mark})
+        if self._notifies(needs):
+            sql.later("SELECT pg_notify(:channel, :news)", {"channel": CHANNEL, "news": str(Position(epoch, last.revision))})
 
     async def guard(self, sql: Any) -> None:
         """For transactions beside `enter` that must not happen in a database that went back in time; takes the row that orders all.
@@ -498,6 +535,11 @@ class Ledger:
             )
 
         await self.database.transact("trim the feed", forget)
+
+
+def following(position: Position) -> Position:
+    """The position of the next change."""
+    return Position(position.epoch, position.revision + 1)
 
 
 def _require(rows: Sequence[Row]) -> None:

@@ -68,6 +68,13 @@ class ISql(Interface):
     def execute(statement: str, parameters: Mapping[str, Any] = {}) -> Awaitable[int]:
         """Run a statement for its effect; the number of rows it touched."""
 
+    def later(statement: str, parameters: Mapping[str, Any] = {}) -> None:
+        """Run a statement for its effect, before the next question is asked or the transaction commits.
+
+        What it fails with is raised here, by the next question, or by the transaction. A transaction that is rolled back may not have
+        run it at all.
+        """
+
 
 class IDatabase(Interface):
     """A database that runs named transactions."""

@@ -88,9 +88,12 @@ class DatabaseServer:
             position = Position(*rows[0])
             before = self.committed[-1][1] if self.committed else Position(0, 0)
             if position != before:
-                self.committed.append((self._time.seconds(), position))
-                for _, change in self._changes_after(before):
+                # One transaction may make several changes.
+                for at, change in self._changes_after(before):
+                    self.committed.append((self._time.seconds(), at))
                     self.watcher(change)
+                if not self.committed or self.committed[-1][1] != position:
+                    self.committed.append((self._time.seconds(), position))
 
     def changes(self) -> list[tuple[Position, Change]]:
         """Every change there is, in order."""

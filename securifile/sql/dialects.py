@@ -11,10 +11,11 @@ must not drift apart. So is the rule that a transaction is not opened within ano
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import lru_cache
+from itertools import chain
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -88,6 +89,23 @@ def _with_lists(statement: str, lengths: tuple[tuple[str, int], ...]) -> str:
         return "(" + ", ".join(f":{name}__{index}" for index in range(length_of[name])) + ")"
 
     return _PIECES.sub(spell, _without_row_lock(statement))
+
+
+def insert_rows(table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], rest: str = "") -> tuple[str, dict[str, Any]]:
+    """One statement that inserts several rows, with its parameters.
+
+    Args:
+        rest: what follows, as `ON CONFLICT …`.
+    """
+    statement, names = _inserting(table, tuple(columns), len(rows), rest)
+    return statement, dict(zip(names, chain.from_iterable(rows), strict=True))
+
+
+@lru_cache(_REMEMBERED)
+def _inserting(table: str, columns: tuple[str, ...], count: int, rest: str) -> tuple[str, tuple[str, ...]]:
+    names = [[f"{column}_{number}" for column in columns] for number in range(count)]
+    values = ", ".join(f"(:{', :'.join(row)})" for row in names)
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES {values}{rest}", tuple(chain.from_iterable(names))
 
 
 class _Stay:

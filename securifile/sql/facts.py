@@ -19,6 +19,7 @@ from securifile.model.ids import AttemptId, EntryId
 from securifile.model.roles import Role
 from securifile.model.servers import ServerKind, Status
 from securifile.model.settings import ClusterSettings
+from securifile.sql.dialects import insert_rows
 
 ENTRY_COLUMNS = "id, owner, parent, name, created_at, number, attempt, size, digest, algorithm, committed_at, committed_by"
 
@@ -44,18 +45,26 @@ async def apply_fact(sql: Any, fact: f.Fact) -> list[Superseded]:
 
 
 def _upsert(table: str, columns: Sequence[str], key: Sequence[str]) -> str:
+    values = ", ".join(":" + column for column in columns)
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({values}){_again(columns, key)}"
+
+
+def _again(columns: Sequence[str], key: Sequence[str]) -> str:
     rest = [column for column in columns if column not in key]
-    return (
-        f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join(':' + column for column in columns)})"
-        f" ON CONFLICT ({', '.join(key)}) DO UPDATE SET {', '.join(f'{column} = excluded.{column}' for column in rest)}"
-    )
+    return f" ON CONFLICT ({', '.join(key)}) DO UPDATE SET {', '.join(f'{column} = excluded.{column}' for column in rest)}"
 
 
 _PERSON = _upsert("people", [one.name for one in attrs.fields(f.Person)], ["username"])
 _SESSION = _upsert("sessions", ["token_hash", "username", "expires_at"], ["token_hash"])
-_ENTRY = _upsert("entries", ENTRY_COLUMNS.split(", "), ["id"])
+_ENTRY_NAMES = tuple(ENTRY_COLUMNS.split(", "))
+_ENTRY_AGAIN = _again(_ENTRY_NAMES, ["id"])
+_ENTRY = _upsert("entries", _ENTRY_NAMES, ["id"])
 _COPY = _upsert("copies", ["file", "node", "priority", "durable"], ["file", "node"])
 _GRANT = _upsert("grants", ["entry", "username", "role", "granted_by"], ["entry", "username"])
+_USAGE = (
+    "INSERT INTO usage (owner, files, bytes) VALUES (:owner, :files, :bytes)"
+    " ON CONFLICT (owner) DO UPDATE SET files = usage.files + excluded.files, bytes = usage.bytes + excluded.bytes"
+)
 _SERVER = _upsert("servers", [one.name for one in attrs.fields(f.Server)], ["name"])
 
 
@@ -99,26 +108,29 @@ async def _folder(sql: Any, fact: f.Folder) -> list[Superseded]:
     return []
 
 
+def _entry_row(file: f.File) -> tuple[Any, ...]:
+    """The values of `ENTRY_COLUMNS`."""
+    version = file.version
+    return (
+        file.id.value,
+        file.owner,
+        file.parent.value,
+        file.name,
+        file.created_at,
+        version.number,
+        version.attempt.value,
+        version.size,
+        version.digest,
+        version.algorithm.value,
+        version.committed_at,
+        version.committed_by,
+    )
+
+
 async def _file(sql: Any, fact: f.File) -> list[Superseded]:
     version = fact.version
     before = await sql.query("SELECT attempt, size FROM entries WHERE id = :id", {"id": fact.id.value})
-    await sql.execute(
-        _ENTRY,
-        {
-            "id": fact.id.value,
-            "owner": fact.owner,
-            "parent": fact.parent.value,
-            "name": fact.name,
-            "created_at": fact.created_at,
-            "number": version.number,
-            "attempt": version.attempt.value,
-            "size": version.size,
-            "digest": version.digest,
-            "algorithm": version.algorithm.value,
-            "committed_at": version.committed_at,
-            "committed_by": version.committed_by,
-        },
-    )
+    await sql.execute(_ENTRY, dict(zip(_ENTRY_NAMES, _entry_row(fact), strict=True)))
     held: set[str] = set()
     if before:
         held = {row[0] for row in await sql.query("SELECT node FROM copies WHERE file = :file", {"file": fact.id.value})}
@@ -132,12 +144,31 @@ async def _file(sql: Any, fact: f.File) -> list[Superseded]:
     return [Superseded(file=fact.id, attempt=version.attempt, node=node) for node in sorted(dropped)]
 
 
+def put_files(sql: Any, files: Sequence[tuple[f.File, f.File | None]]) -> None:
+    """Make the tables say what these facts say, like `apply_fact`, with a few statements for all of them, run later.
+
+    Args:
+        files: each with the file as it was just before (None: there was none), in order. One may come more than once.
+    """
+    last = {file.id: file for file, _ in files}
+    sql.later(*insert_rows("entries", _ENTRY_NAMES, [_entry_row(file) for file in last.values()], _ENTRY_AGAIN))
+    replaced = tuple(dict.fromkeys(before.id.value for _, before in files if before is not None))
+    if replaced:
+        sql.later("DELETE FROM copies WHERE file IN :files", {"files": replaced})
+    copies = [(file.id.value, copy.node, copy.priority, copy.durable) for file in last.values() for copy in file.version.copies]
+    if copies:
+        sql.later(*insert_rows("copies", ("file", "node", "priority", "durable"), copies))
+    counts: dict[str, tuple[int, int]] = {}
+    for file, before in files:
+        number, size = counts.get(file.owner, (0, 0))
+        grown = file.version.size - (0 if before is None else before.version.size)
+        counts[file.owner] = (number + (before is None), size + grown)
+    for owner, (number, size) in counts.items():
+        sql.later(_USAGE, {"owner": owner, "files": number, "bytes": size})
+
+
 async def _count(sql: Any, owner: str, files: int, size: int) -> None:
-    await sql.execute(
-        "INSERT INTO usage (owner, files, bytes) VALUES (:owner, :files, :bytes)"
-        " ON CONFLICT (owner) DO UPDATE SET files = usage.files + excluded.files, bytes = usage.bytes + excluded.bytes",
-        {"owner": owner, "files": files, "bytes": size},
-    )
+    await sql.execute(_USAGE, {"owner": owner, "files": files, "bytes": size})
 
 
 async def _entry_gone(sql: Any, fact: f.EntryGone) -> list[Superseded]:

@@ -64,6 +64,10 @@ class SqliteSql:
         """See `ISql`."""
         return self.execute_now(statement, parameters)
 
+    def later(self, statement: str, parameters: Mapping[str, Any] = {}) -> None:
+        """See `ISql`: at once, since there is no trip to save."""
+        self.execute_now(statement, parameters)
+
     def query_now(self, statement: str, parameters: Mapping[str, Any] = {}) -> Sequence[Row]:
         """All rows of the answer.
 

@@ -8,7 +8,7 @@ import attrs
 from twisted.internet.defer import succeed
 
 from securifile.admin.catalogue import Catalogue
-from securifile.admin.files import Files
+from securifile.admin.commits import Judging
 from securifile.model.errors import CorruptBlock
 from securifile.model.facts import File
 from securifile.model.proofs import Report
@@ -22,7 +22,6 @@ from securifile.simulation.faults import Climate
 from securifile.simulation.history import Kind
 from securifile.simulation.people import Habits
 from securifile.simulation.run import Scene
-from securifile.sql import directory
 
 CROWDED = Habits(folders=("",), names=("one",))
 """One file each."""
@@ -145,16 +144,14 @@ class NoLock:
         """Nothing."""
 
 
-class LastWins(Files):
+class LastWins(Judging):
     """Takes any commit for the version that it says: no compare-and-swap."""
 
-    async def _writable(self, sql: Any, asked: m.Commit, now: float) -> File | None:
-        entry = await directory.entry_by_id(sql, asked.file)
+    async def _writable(self, asked: m.Commit) -> File | None:
+        entry = self._entries.get(asked.file)
         if not isinstance(entry, File):
-            return await super()._writable(sql, asked, now)
-        await sql.execute(
-            "DELETE FROM versions WHERE file = :file AND number = :number", {"file": asked.file.value, "number": asked.number}
-        )
+            return await super()._writable(asked)
+        self._sql.later("DELETE FROM versions WHERE file = :file AND number = :number", {"file": asked.file.value, "number": asked.number})
         return entry
 
 
@@ -163,7 +160,8 @@ class Careless(Catalogue):
 
     def __init__(self, database: Any, **keywords: Any) -> None:
         super().__init__(database, **keywords)
-        self.files = LastWins(self.ledger, keywords["wall"])
+        files: Any = self.files
+        files._commits._judging = LastWins
 
 
 MUTANTS = {
