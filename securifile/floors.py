@@ -66,6 +66,7 @@ FLOORS: dict[str, int] = {
     "securifile.protocol.*": HANDS,
     # http
     "securifile.http.digest_fields": DECISIONS,
+    "securifile.http.draft_uploads": DECISIONS,
     "securifile.http.problems": DECISIONS,
     "securifile.http.ranges": DECISIONS,
     "securifile.http.targets": DECISIONS,

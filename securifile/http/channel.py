@@ -198,6 +198,16 @@ class Request(server.Request):
         """Whether the answer has begun: its status cannot be changed any more."""
         return self._sink is not None
 
+    def interim(self, status: int, phrase: bytes, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """Say something before the answer (RFC 9110, section 15.2), to a client that can know of such a thing.
+
+        Args:
+            status: from 102 to 199.
+        """
+        if self.clientproto == b"HTTP/1.1" and not self.started and not self.is_over:
+            lines = [b"HTTP/1.1 %d %s" % (status, phrase), *(b"%s: %s" % header for header in headers), b"", b""]
+            self.channel.send([b"\r\n".join(lines)], 0)
+
     def start(self, status: int, headers: HeaderList = (), length: int | None = None) -> ResponseSink:
         """Send status and headers, and get the sink for the content. Then the sink must be finished or aborted.
 

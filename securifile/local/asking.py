@@ -90,6 +90,11 @@ class Exchange:
         """Send raw bytes: of the head, or of the body."""
         self._connection.sendall(data)
 
+    def receive(self) -> bytes:
+        """The next raw bytes, interim answers too. Raises `OSError`."""
+        data: bytes = self._reader.read1(CHUNK)
+        return data
+
     def answer_begins(self, timeout_s: float) -> bool:
         """Whether the server says anything within that time; what it says is not consumed."""
         if isinstance(self._connection, ssl.SSLSocket) and self._connection.pending():
@@ -98,21 +103,34 @@ class Exchange:
 
     def may_continue(self) -> bool:
         """After `Expect: 100-continue`: whether to send the body; False when the final answer has come instead."""
-        if not self.answer_begins(_CONTINUE_WAIT_S):
-            return True
-        if not self._reader.peek(12)[:12].startswith(b"HTTP/1.1 100"):
-            return False
-        while self._reader.readline() not in {b"\r\n", b"\n", b""}:
-            pass
+        more = 0
+        while more or self.answer_begins(_CONTINUE_WAIT_S):
+            here = self._reader.peek(12)
+            if not here.startswith(b"HTTP/1.1 1"):
+                return False
+            more = len(here) - self._pass_over_head()
+            if here.startswith(b"HTTP/1.1 100"):
+                break
         return True
 
     def response(self) -> http.client.HTTPResponse:
         """The head of the answer, waited for; its body is read from it. Raises `OSError`, `http.client.HTTPException`."""
         if self._response is None:
+            while self._reader.peek(10)[:10] == b"HTTP/1.1 1":  # interim answers, of which http.client passes over 100 only
+                self._pass_over_head()
             response = http.client.HTTPResponse(_Reads(self._reader), method=self._method)  # type: ignore[arg-type]
             response.begin()
             self._response = response
         return self._response
+
+    def _pass_over_head(self) -> int:
+        """Read the head of an interim answer; how many bytes it had."""
+        count = 0
+        for line in iter(self._reader.readline, b""):
+            count += len(line)
+            if line in {b"\r\n", b"\n"}:
+                break
+        return count
 
     def chunks(self) -> Iterator[bytes]:
         """The body of the answer. Raises `BodyCutShort` when it ends early."""

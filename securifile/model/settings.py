@@ -44,6 +44,8 @@ class ClusterSettings:
     """How long a resumable upload is kept after its last byte: over a night, and the disk is not full of what nobody finishes."""
     uploads_open_max: int = attrs.field(default=100, validator=_at_least(1))
     """Unfinished resumable uploads of one person on one node: a folder's files at a time, and no way to fill a disk with records."""
+    resumable_draft: bool = False
+    """Are resumable uploads taken as the IETF drafts them, too? Off: the next revision of the draft may mean another thing."""
     session_s: float = attrs.field(default=12 * 3600.0, validator=_at_least(60))
     """A working day: how long a sign-in lasts."""
     ticket_s: float = attrs.field(default=60.0, validator=_at_least(1))

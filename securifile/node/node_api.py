@@ -17,6 +17,7 @@ from securifile.http.targets import Target
 from securifile.model.errors import Code, Refusal
 from securifile.model.servers import ServerKind
 from securifile.node.cluster import Cluster
+from securifile.node.draft_api import DraftApi
 from securifile.node.index import Index
 from securifile.node.resumable import Resumable
 from securifile.node.tus_api import TusApi
@@ -29,9 +30,10 @@ AT_AN_ADMIN = ("users", "servers", "settings", "enrolment", "trust", "explain")
 class NodeContents:
     """How a node gives and takes files: the `Contents` of its routes."""
 
-    def __init__(self, downloads: Downloads, uploads: Uploads) -> None:
+    def __init__(self, downloads: Downloads, uploads: Uploads, draft: DraftApi) -> None:
         self._downloads = downloads
         self._uploads = uploads
+        self._draft = draft
 
     async def get(self, request: Request, access: Access, target: Target) -> Answer | Streamed:
         """See `Contents`."""
@@ -39,6 +41,8 @@ class NodeContents:
 
     async def put(self, request: Request, access: Access, target: Target) -> Answer | Streamed:
         """See `Contents`."""
+        if self._draft.is_creation(request):
+            return await self._draft.create(request, access, target)
         return await self._uploads.put(request, access, target)
 
 
@@ -48,6 +52,7 @@ def node_app(
     tls: bool,
     api: SharedApi,
     resumable: Resumable,
+    draft: DraftApi,
     cluster: Cluster,
     index: Index,
     metrics: Callable[[], dict[str, float]],
@@ -56,7 +61,7 @@ def node_app(
     app = Klein()
     klein_problems(app)
     api.register(app)
-    TusApi(resumable, cluster.roster).register(app, api)
+    TusApi(resumable, cluster.roster, draft).register(app, api)
 
     @app.route("/healthz", methods=["GET", "HEAD"])
     def healthz(request: Request) -> bytes:

@@ -147,12 +147,19 @@ class Resumable:
 
     # --- what people ask ---
 
-    async def create(self, request: Request, access: Access, asked: Creation) -> State:
-        """Begin an upload; take the bytes that came along; complete it when they are all. Raises `Refusal`."""
+    async def create(
+        self, request: Request, access: Access, asked: Creation, begun: Callable[[StagedUpload], None] = lambda upload: None
+    ) -> State:
+        """Begin an upload; take the bytes that came along; complete it when they are all. Raises `Refusal`.
+
+        Args:
+            begun: told of the upload once enough nodes know it, before a byte is taken.
+        """
         if isinstance(asked.concat, Final):
             return await self._concatenate(access, asked, asked.concat)
         upload = self._new(access, asked, AttemptId(self._random(16)))
         seen = await self._begin(access, upload, asked.length)
+        begun(upload)
         body = None
         if request.has_body:
             body = _FromClient(self._uploads, request)

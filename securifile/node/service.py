@@ -37,6 +37,7 @@ from securifile.model.servers import HostPort, ServerKind, Status
 from securifile.node.acting import Acting
 from securifile.node.blobs import DiskBlobs
 from securifile.node.composition import Node, Self, Stores
+from securifile.node.draft_api import DraftApi
 from securifile.node.enrolment import Enrolment, Membership
 from securifile.node.index import Index
 from securifile.node.node_api import NodeContents, node_app, node_metrics
@@ -244,12 +245,13 @@ class NodeService(Service):
 
     async def _listen_to_people(self, node: Node, index: Index, certificate: HttpsCertificate, traffic: Traffic) -> None:
         tls = self._options.tls
+        draft = DraftApi(node.resumable, node.cluster.roster, node.acting.wall)
         api = SharedApi(
             clock=self._reactor,
             backend=node.acting,
             authenticator=node.authenticator,
             lookup=node.lookup,
-            contents=NodeContents(node.downloads, node.uploads),
+            contents=NodeContents(node.downloads, node.uploads, draft),
             archives=node.archives,
         )
         app = node_app(
@@ -257,6 +259,7 @@ class NodeService(Service):
             tls=tls,
             api=api,
             resumable=node.resumable,
+            draft=draft,
             cluster=node.cluster,
             index=index,
             metrics=lambda: {**node_metrics(node.cluster, index), **node.scrub.metrics, **traffic.metrics},

@@ -17,6 +17,7 @@ from securifile.http.targets import parse_place
 from securifile.model.errors import Code, Refusal
 from securifile.model.facts import File
 from securifile.model.roster import Roster
+from securifile.node.draft_api import DraftApi
 from securifile.node.resumable import Resumable, State
 
 BENEATH = tus.COLLECTION + "/"
@@ -25,9 +26,13 @@ BENEATH = tus.COLLECTION + "/"
 class TusApi:
     """Answers in the words of the protocol."""
 
-    def __init__(self, resumable: Resumable, roster: Roster) -> None:
+    def __init__(self, resumable: Resumable, roster: Roster, draft: DraftApi) -> None:
+        """Args:
+        draft: answers those who speak the draft of the IETF.
+        """
         self._resumable = resumable
         self._roster = roster
+        self._draft = draft
 
     def register(self, app: Klein, api: SharedApi) -> None:
         """Put the routes on `app`."""
@@ -43,7 +48,7 @@ class TusApi:
             api.route(app, BENEATH, method, event, handler, branch=True, always=tus.ALWAYS)
 
     async def _options(self, request: Request, access: Access) -> Answer:
-        return Answer(status=204, headers=tus.options())
+        return Answer(status=204, headers=(*tus.options(), *self._draft.options()))
 
     async def _post(self, request: Request, access: Access) -> Answer:
         instead = (request.header("x-http-method-override") or "POST").upper()
@@ -56,6 +61,8 @@ class TusApi:
             raise Refusal(
                 Code.METHOD_NOT_ALLOWED, f"Uploads are created with POST {tus.COLLECTION}.", allow=["DELETE", "GET", "HEAD", "PATCH"]
             )
+        if self._draft.is_creation(request):
+            return await self._draft.create(request, access, None)
         tus.check_version(request.header)
         asked = tus.parse_creation(request.header, request.has_body)
         state = await self._resumable.create(request, access, asked)
@@ -63,6 +70,8 @@ class TusApi:
         return self._moved(access, state, 201, (location,))
 
     async def _head(self, request: Request, access: Access) -> Answer:
+        if self._draft.is_spoken(request):
+            return await self._draft.look(request, access)
         tus.check_version(request.header)
         state = await self._resumable.look(access, tus.parse_upload(request.path.decode("ascii")))
         return self._moved(access, state, 200, tus.description(state.note.length, state.upload.metadata, state.upload.concat))
@@ -82,12 +91,16 @@ class TusApi:
         return Answer(status=200, value=value, headers=answer.headers)
 
     async def _patch(self, request: Request, access: Access) -> Answer:
+        if self._draft.is_spoken(request):
+            return await self._draft.append(request, access)
         tus.check_version(request.header)
         asked = tus.parse_append(request.header)
         state = await self._resumable.append(request, access, tus.parse_upload(request.path.decode("ascii")), asked)
         return self._moved(access, state, 204, ())
 
     async def _delete(self, request: Request, access: Access) -> Answer:
+        if self._draft.is_spoken(request):
+            return await self._draft.end(request, access)
         tus.check_version(request.header)
         await self._resumable.terminate(access, tus.parse_upload(request.path.decode("ascii")))
         return Answer(status=204)

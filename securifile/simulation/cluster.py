@@ -38,6 +38,7 @@ from securifile.model.servers import HostPort, ServerKind, Status
 from securifile.model.settings import ClusterSettings
 from securifile.node.blobs import DiskBlobs
 from securifile.node.composition import Node, Self, Stores
+from securifile.node.draft_api import DraftApi
 from securifile.node.index import Index
 from securifile.node.node_api import NodeContents, node_app, node_metrics
 from securifile.protocol.messages import RepairSelf
@@ -502,12 +503,13 @@ class SimulatedCluster:
         self._listen(life, PROTOCOL_PORT, factory)
         await node.start()
         life.node = node
+        draft = DraftApi(node.resumable, node.cluster.roster, node.acting.wall)
         api = SharedApi(
             clock=clock,
             backend=node.acting,
             authenticator=node.authenticator,
             lookup=node.lookup,
-            contents=NodeContents(node.downloads, node.uploads),
+            contents=NodeContents(node.downloads, node.uploads, draft),
             archives=node.archives,
         )
         app = node_app(
@@ -515,6 +517,7 @@ class SimulatedCluster:
             tls=False,
             api=api,
             resumable=node.resumable,
+            draft=draft,
             cluster=node.cluster,
             index=index,
             metrics=lambda: node_metrics(node.cluster, index),

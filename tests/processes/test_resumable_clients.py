@@ -97,6 +97,15 @@ def test_tus_js_client_sends_parts_at_the_same_time(cluster: LocalCluster, conte
     assert_stored(cluster, "alice/js-parallel")
 
 
+def test_tus_js_client_speaks_the_draft_of_the_ietf(cluster: LocalCluster, content: Path, tus_js: Path) -> None:
+    """With `resumable_draft` set: given up in the middle, and gone on with at another node."""
+    cluster.operator().request("PATCH", "/api/v1/settings", json={"resumable_draft": True}).must(200)
+    said: dict[str, Any] = {"file": str(content), "path": "alice/js-draft", "chunkSize": MIB, "protocol": "ietf-draft-05"}
+    url = run_js(tus_js, cluster, "node2", stopAt=2 * MIB, **said)
+    run_js(tus_js, cluster, "node5", uploadUrl=cluster.http("node5").url + urlsplit(url).path, **said)
+    assert_stored(cluster, "alice/js-draft")
+
+
 def test_the_command_goes_on_when_a_node_is_killed(cluster: LocalCluster, tmp_path: Path) -> None:
     """`securifile put` of a large file: a holder dies in the middle, and the command ends well; the file is whole."""
     home = {"SECURIFILE_HOME": str(tmp_path / "home")}

@@ -3,6 +3,7 @@
 //   chunkSize, parallelUploads       as the client's options
 //   stopAt                           give up after so many bytes and print the upload's URL
 //   uploadUrl                        go on with this one
+//   protocol                         ietf-draft-05 instead of tus
 const fs = require('node:fs')
 const tus = require('tus-js-client')
 
@@ -10,6 +11,7 @@ const said = JSON.parse(process.argv[2])
 const upload = new tus.Upload(fs.createReadStream(said.file), {
   endpoint: said.endpoint,
   uploadUrl: said.uploadUrl ?? null,
+  protocol: said.protocol ?? 'tus-v1',
   chunkSize: said.chunkSize ?? Infinity,
   parallelUploads: said.parallelUploads ?? 1,
   retryDelays: [0, 200, 500, 1000, 2000, 4000, 8000],
