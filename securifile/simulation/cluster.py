@@ -30,7 +30,7 @@ from securifile.admin.people import NewPerson
 from securifile.http.channel import http_factory
 from securifile.http.limits import HttpLimits
 from securifile.http.shared_api import SharedApi
-from securifile.model.errors import Code, DatabaseUnavailable, OutcomeUnknown, Refusal
+from securifile.model.errors import Code, DatabaseUnavailable, OutcomeUnknown, PeerUnreachable, Refusal
 from securifile.model.facts import Change, Server, ServerGone
 from securifile.model.ids import Position
 from securifile.model.records import AuditRecord
@@ -313,6 +313,12 @@ class SimulatedCluster:
                 failure.raiseException()
             raise TimeoutError("the nodes do not begin to serve")
 
+    @property
+    def takes_changes(self) -> bool:
+        """Whether every admin server has started, and knows how far the nodes are."""
+        admins = [self._admin(name) for name in self.admins]
+        return all(admin is not None and admin.watch.waits_for_nodes() is None for admin in admins)
+
     def _admin(self, name: str) -> Admin | None:
         life = self.machines[name].life
         return None if life is None else life.admin
@@ -367,9 +373,18 @@ class SimulatedCluster:
         members = admin.catalogue.members
         await admin.backend.enter(members.set_offline(name, True))
         try:
-            await admin.peers.ask(name, RepairSelf(), REPAIR_S)
+            # An operator who reads that the node is not connected tries again; whoever waits for this has a limit.
+            while not await self._has_repaired(admin, name):
+                await deferLater(self.time, DATABASE_AGAIN_S)
         finally:
             await admin.backend.enter(members.set_offline(name, False))
+
+    async def _has_repaired(self, admin: Admin, name: str) -> bool:
+        try:
+            await admin.peers.ask(name, RepairSelf(), REPAIR_S)
+        except PeerUnreachable:
+            return False
+        return True
 
     async def _enrol(self, people: tuple[str, ...]) -> None:
         admin = self._admin(self.admins[0])

@@ -71,6 +71,7 @@ class Restoration(Run):
         return (
             database.reconciled
             and (database.committed[-1][1].epoch > 1 or not self._begins_epoch)
+            and self.cluster.takes_changes
             and all(self.cluster.node(name) is not None for name in self.cluster.nodes)
         )
 
