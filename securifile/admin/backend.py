@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from typing import Any, TypeVar
 
+import attrs
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -238,7 +239,7 @@ class NodeHandlers:
             m.Heartbeat: self._watch.heartbeat,
             m.Follow: self._answering(self._follow),
             m.HandIn: self._answering(lambda peer, asked: self._reconciling.take(peer.identity.name, asked)),
-            m.Commit: self._answering(lambda peer, asked: files.commit(asked, peer.identity.name)),
+            m.Commit: self._answering(self._commit),
             m.OutcomeAsk: self._answering(lambda peer, asked: files.outcome(asked.attempt, asked.abandon)),
             m.KeyAsk: self._answering(lambda peer, asked: files.by_key(asked)),
             **acting,
@@ -263,6 +264,10 @@ class NodeHandlers:
                 raise Refusal(Code.OUTCOME_UNKNOWN, str(error)) from error
 
         return answer
+
+    async def _commit(self, peer: Peer, asked: m.Commit) -> m.Committed:
+        committed = await self._catalogue.files.commit(asked, peer.identity.name)
+        return attrs.evolve(committed, known_by=await self._followers.knowing(committed.position))
 
     async def _follow(self, peer: Peer, asked: m.Follow) -> m.Following:
         self._watch.check_life(peer, asked.boot)

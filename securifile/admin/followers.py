@@ -5,6 +5,9 @@
 
 One message is under way to a follower at a time; `Done` says that its index has it. What is committed meanwhile waits here, bounded
 and common to all followers; one that is slower than that reads from the database again.
+
+The answers say how far the indexes are. So who commits for a node can tell it which nodes know of the commit already (`knowing`), and
+in the usual case it need not announce it to anybody.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from securifile.admin.ledger import Ledger
 from securifile.admin.reconciliation import Reconciling
 from securifile.model.errors import DatabaseUnavailable, DeadlineExceeded, PeerUnreachable, Refusal
 from securifile.model.facts import Change, Fact
-from securifile.model.ids import Position
+from securifile.model.ids import BEGINNING, Position
 from securifile.model.roster import Roster
 from securifile.protocol import messages as m
 from securifile.protocol.rpc import Peer
@@ -41,6 +44,10 @@ READ_MAX = 200
 TAKE_S = 30.0
 """How long an index may take for one message: a snapshot's last part replaces everything."""
 
+KNOWING_S = 0.1
+"""How long the answer to a commit waits for the feed: a dozen times what an index takes for a group of changes. A node that is slower is
+told by the one that asked for the commit."""
+
 AGAIN_S = 0.5
 """Before the database, or a node that did not answer, is asked again."""
 
@@ -51,7 +58,9 @@ class Follower:
 
     peer: Peer
     position: Position
-    """Up to here its index has everything."""
+    """Up to here it was sent everything, and has answered."""
+    reached: Position = BEGINNING
+    """Up to here its index has everything, by its own word on this connection."""
     running: Deferred[None] | None = None
     news: Deferred[None] | None = None
     """Waited for while there is nothing to send."""
@@ -96,6 +105,9 @@ class Followers:
         self._readdress = readdress
         self._followers: dict[str, Follower] = {}
         self._recent: deque[tuple[Position, Change]] = deque(maxlen=recent_max)
+        self._waking = False
+        self._curious: list[tuple[Position, Deferred[None]]] = []
+        """Who waits until everybody knows of a commit."""
         ledger.listen(self._told)
 
     @property
@@ -128,6 +140,34 @@ class Followers:
         )
         return m.Following(position=asked.position if goes_on else self._ledger.position, snapshot=not goes_on)
 
+    async def knowing(self, position: Position) -> tuple[str, ...]:
+        """The running nodes whose indexes are at or after `position`: all that follow here, if that takes no longer than `KNOWING_S`."""
+        if self._ignorant(position):
+            everybody: Deferred[None] = Deferred()
+            waiting = (position, everybody)
+            self._curious.append(waiting)
+            timer = self._clock.callLater(KNOWING_S, everybody.callback, None)
+            try:
+                await everybody
+            finally:
+                self._curious.remove(waiting)
+                if timer.active():
+                    timer.cancel()
+        return tuple(name for name in self._roster.running if name in self._followers and self._knows(name, position))
+
+    def _knows(self, name: str, position: Position) -> bool:
+        reached = self._followers[name].reached
+        return reached.epoch == position.epoch and reached >= position
+
+    def _ignorant(self, position: Position) -> bool:
+        """Whether a running node that follows here does not know of a commit."""
+        return any(name in self._followers and not self._knows(name, position) for name in self._roster.running)
+
+    def _satisfy(self) -> None:
+        for position, everybody in list(self._curious):
+            if not everybody.called and not self._ignorant(position):
+                everybody.callback(None)
+
     def lost(self, name: str) -> None:
         """Feed that node no more."""
         follower = self._followers.get(name)
@@ -142,6 +182,7 @@ class Followers:
     def _forget(self, follower: Follower) -> None:
         if self._followers.get(follower.peer.identity.name) is follower:
             del self._followers[follower.peer.identity.name]
+            self._satisfy()
         running, follower.running = follower.running, None
         if running is not None:
             running.cancel()
@@ -158,9 +199,13 @@ class Followers:
         if self._recent and self._recent[-1][0].epoch != position.epoch:
             self._recent.clear()
         self._recent.append((position, change))
-        self._wake()
+        if not self._waking:
+            # A transaction makes several changes, and they travel together.
+            self._waking = True
+            self._clock.callLater(0, self._wake)
 
     def _wake(self) -> None:
+        self._waking = False
         for follower in list(self._followers.values()):
             follower.wake()
 
@@ -224,9 +269,12 @@ class Followers:
 
     async def _send(self, follower: Follower, message: Any) -> None:
         try:
-            await follower.peer.ask(message, TAKE_S)
+            done = await follower.peer.ask(message, TAKE_S)
         except Refusal as refusal:
             raise PeerUnreachable(f"the node does not take the feed: {refusal}") from refusal
+        if isinstance(done, m.Done) and done.reached is not None:
+            follower.reached = done.reached
+            self._satisfy()
 
     async def _following(self, position: Position) -> Sequence[Change]:
         """The next changes after `position`, not more than one message takes."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Hashable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Hashable, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -150,11 +150,18 @@ class Acting:
         checked: m.PasswordChecked = await self.ask_admin(asked)
         return checked
 
-    async def spread(self, position: Position, facts: tuple[Fact, ...]) -> None:
-        """Return when no node serves the state before this commit. Raises `OutcomeUnknown` when that takes too long."""
+    async def spread(self, position: Position, facts: tuple[Fact, ...], known_by: Collection[str] = ()) -> None:
+        """Return when no node serves the state before this commit. Raises `OutcomeUnknown` when that takes too long.
+
+        Args:
+            known_by: nodes that have it already.
+        """
         if not facts:
             return
-        spreading = self._cluster.spreading.spread(position, facts)
+        spreading = self._cluster.spreading.spread(position, facts, known_by)
+        if spreading.called:
+            await spreading
+            return
         late = Late(self._clock, SPREAD_S, spreading)
         try:
             await spreading

@@ -140,7 +140,7 @@ class Feed:
             except ValueError as gap:
                 self._log.warn("the feed is asked for again: {gap}", gap=str(gap))
                 self._ask_again()
-        return m.Done()
+        return m.Done(reached=self._index.position)
 
     async def _snapshot(self, peer: Peer, message: m.SnapshotPart) -> m.Done:
         if peer is self._following:
@@ -154,7 +154,7 @@ class Feed:
                 else:
                     await self._index.replace(message.position, parts, message.mark)
                     self.is_whole = True
-        return m.Done()
+        return m.Done(reached=self._index.position)
 
     def _hand_in_later(self, peer: Peer, snapshot: list[Fact], blobs: bool) -> None:
         handing = Deferred.fromCoroutine(self._hand_in(peer, snapshot, blobs))

@@ -401,7 +401,7 @@ class Resumable:
             lock.release()
         if committed is not None:
             access.event, access.changed = "write", True
-            await self._acting.spread(committed.position, committed.facts)
+            await self._acting.spread(committed.position, committed.facts, committed.known_by)
             # Whoever had a part of it and took no part in the end keeps it for nothing.
             await self._drop(upload.attempt, [node for node in seen.holders if node not in ready])
         return State(upload=upload, note=note, committed=committed)

@@ -151,7 +151,7 @@ class Uploads:
         finally:
             self.under_way.discard(attempt)
             lock.release()
-        await self._acting.spread(committed.position, committed.facts)
+        await self._acting.spread(committed.position, committed.facts, committed.known_by)
         return self._answer(access, committed, target)
 
     def first_granter(self, plan: Plan) -> str:

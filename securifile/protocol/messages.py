@@ -25,6 +25,9 @@ from securifile.model.staged import Note, StagedUpload
 class Done:
     """It is done, and there is nothing more to say."""
 
+    reached: Position | None = None
+    """In the answer to what the feed brought: how far the index is now. None: not said."""
+
 
 # --- every server to every other: heartbeats, locks, announcements ---
 
@@ -202,6 +205,8 @@ class Committed:
     attempt: AttemptId
     """The attempt that won: another one when an Idempotency-Key was answered from memory."""
     created: bool
+    known_by: tuple[str, ...] = ()
+    """Running nodes of which the answering server knows that their indexes have it: they need not be told."""
 
 
 @attrs.frozen(kw_only=True)

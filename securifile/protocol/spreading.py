@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
@@ -93,17 +93,25 @@ class Spreading:
         self._left = {name: at for name, at in self._left.items() if at > oldest}
         return {*self._roster.running, *self._left}
 
-    def spread(self, position: Position, facts: tuple[Fact, ...]) -> Deferred[None]:
+    def spread(self, position: Position, facts: tuple[Fact, ...], known_by: Collection[str] = ()) -> Deferred[None]:
         """Announce a commit; fires when no node can serve an older state any more.
+
+        Args:
+            known_by: nodes whose indexes have it already, this one perhaps among them; they are not told.
 
         It does so within a standing period even when nodes are silent, unless most of them are: then it goes on waiting for
         a majority, and the caller's own deadline decides.
         """
-        return Deferred.fromCoroutine(self._spread(position, facts))
+        period_s = FRESH_INTERVALS * self._interval_s()
+        if self._name in known_by and spread_enough(
+            known_by, self._needed(period_s), self._roster.admitted, waited_s=0.0, interval_s=self._interval_s()
+        ):
+            return succeed(None)
+        return Deferred.fromCoroutine(self._spread(position, facts, known_by))
 
-    async def _spread(self, position: Position, facts: tuple[Fact, ...]) -> None:
+    async def _spread(self, position: Position, facts: tuple[Fact, ...], known_by: Collection[str]) -> None:
         began = self._clock.seconds()
-        acknowledged: set[str] = set()
+        acknowledged: set[str] = set(known_by)
         enough: Deferred[None] = Deferred()
         patience_s = FRESH_INTERVALS * self._interval_s()
 
@@ -134,8 +142,8 @@ class Spreading:
             acknowledged.add(self._name)
             look()
 
-        telling = [Deferred.fromCoroutine(here())]
-        telling += [Deferred.fromCoroutine(tell(name)) for name in self._roster.nodes if name != self._name]
+        telling = [Deferred.fromCoroutine(here())] if self._name not in known_by else []
+        telling += [Deferred.fromCoroutine(tell(name)) for name in self._roster.nodes if name != self._name and name not in known_by]
         for one in telling:
             one.addErrback(self._report)
         timer = self._clock.callLater(patience_s, look)

@@ -14,11 +14,12 @@ from twisted.internet.task import Clock
 from securifile.admin import followers as module
 from securifile.admin.duties import Duty
 from securifile.admin.followers import FACTS_MAX, Followers
+from securifile.admin.ledger import Decisions
 from securifile.admin.reconciliation import Reconciling
 from securifile.model.errors import Code, DeadlineExceeded, PeerUnreachable, Refusal
 from securifile.model.facts import Change, Claim, Fact, Folder, Person, PersonGone
 from securifile.model.ids import Position
-from securifile.model.servers import ServerKind
+from securifile.model.servers import ServerKind, Status
 from securifile.protocol import messages as m
 from securifile.protocol.connection import PeerIdentity
 from securifile.sql.sqlite import SqliteDatabase
@@ -46,11 +47,11 @@ class FakePeer:
         self.waiting.append((message, answer))
         return answer
 
-    def take(self) -> Any:
-        """Take the oldest message that waits."""
+    def take(self, reached: Position | None = None) -> Any:
+        """Take the oldest message that waits, and say how far that came."""
         message, answer = self.waiting.pop(0)
         self.taken.append(message)
-        answer.callback(m.Done())
+        answer.callback(m.Done(reached=reached))
         return message
 
     def when_lost(self) -> Deferred[None]:
@@ -119,6 +120,7 @@ class Feeding:
     async def change(self, count: int = 1) -> None:
         for _ in range(count):
             await self.world.put("alice/f")
+            self.clock.advance(0)
 
 
 @pytest.fixture
@@ -273,7 +275,7 @@ async def test_a_node_that_knows_more_than_the_catalogue_begins_an_epoch(feeding
     found = peer.snapshot[len(snapshot) :]
     assert new.fact in found
     assert not [fact for fact in found if isinstance(fact, Person) and fact.username == "bob"]
-    await feeding.world.put("alice/f")
+    await feeding.change(1)
     assert peer.taken[-1].epoch == before.epoch + 1
 
 
@@ -300,6 +302,101 @@ async def test_new_addresses_are_written_down(feeding: Feeding) -> None:
     assert feeding.readdressed == []
     await feeding.follow(FakePeer("n1"), feeding.position, url="https://elsewhere:1")
     assert feeding.readdressed == [("n1", "https://elsewhere:1", "n1.example:9451")]
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_changes_of_one_transaction_travel_together(feeding: Feeding) -> None:
+    """Listeners hear of them one after the other; a follower gets them in one message."""
+    peer = FakePeer("n1")
+    start = feeding.position
+    await feeding.follow(peer, start)
+
+    async def decide(sql: Any, before: Position) -> Decisions[None]:
+        return Decisions(changes=tuple((PersonGone(username=name),) for name in ("x", "y", "z")), answer=None)
+
+    await feeding.world.catalogue.ledger.enter_all("three", decide)
+    feeding.clock.advance(0)
+    assert [[change.revision for change in message.changes] for message in peer.taken] == [[start.revision + n for n in (1, 2, 3)]]
+
+
+# --- who knows of a commit ---
+
+
+class Knowing:
+    """Three nodes that follow and answer when told to, a commit, and who knows of it."""
+
+    def __init__(self, feeding: Feeding, *names: str) -> None:
+        self.feeding = feeding
+        self.peers = {name: FakePeer(name, at_once=False) for name in names}
+        self.outcome: list[Any] = []
+
+    async def begin(self) -> None:
+        for peer in self.peers.values():
+            await self.feeding.follow(peer, self.feeding.position)
+        await self.feeding.change(1)
+        Deferred.fromCoroutine(self.feeding.followers.knowing(self.feeding.position)).addBoth(self.outcome.append)
+
+
+@pytest_twisted.ensureDeferred
+async def test_all_that_follow_are_waited_for(feeding: Feeding) -> None:
+    """With the last word that an index has the commit the waiting is over, and who asks again hears it at once."""
+    knowing = Knowing(feeding, "n1", "n2", "n3")
+    await knowing.begin()
+    for name in ("n3", "n1"):
+        knowing.peers[name].take(feeding.position)
+        assert knowing.outcome == []
+    knowing.peers["n2"].take(feeding.position)
+    assert knowing.outcome == [("n1", "n2", "n3")]
+    assert feeding.clock.getDelayedCalls() == []
+    assert await feeding.followers.knowing(feeding.position) == ("n1", "n2", "n3")
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_is_slow_is_waited_for_a_moment(feeding: Feeding) -> None:
+    """After `KNOWING_S` it is over with those that know; who does not follow here, or is not running, is not waited for at all."""
+    await feeding.world.hold({"n3": Status.DOWN})
+    knowing = Knowing(feeding, "n1", "n2", "n3")
+    await knowing.begin()
+    knowing.peers["n1"].take(feeding.position)
+    feeding.clock.advance(module.KNOWING_S / 2)
+    assert knowing.outcome == []
+    feeding.clock.advance(module.KNOWING_S / 2)
+    assert knowing.outcome == [("n1",)]
+    alone = Knowing(feeding, "n1")
+    feeding.followers.stop()
+    await alone.begin()
+    alone.peers["n1"].take(feeding.position)
+    assert alone.outcome == [("n1",)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_only_its_own_word_counts(feeding: Feeding) -> None:
+    """An answer that does not say how far the index is, or names another epoch or an earlier position, proves nothing."""
+    knowing = Knowing(feeding, "n1", "n2", "n3")
+    await knowing.begin()
+    here = feeding.position
+    knowing.peers["n1"].take(None)
+    knowing.peers["n2"].take(Position(here.epoch, here.revision - 1))
+    knowing.peers["n3"].take(Position(here.epoch + 1, here.revision))
+    assert knowing.outcome == []
+    feeding.clock.advance(module.KNOWING_S)
+    assert knowing.outcome == [()]
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_is_lost_is_not_waited_for(feeding: Feeding) -> None:
+    """A node whose connection is gone does not hold up a commit; what it knew does not count for its next connection."""
+    knowing = Knowing(feeding, "n1", "n2")
+    await knowing.begin()
+    knowing.peers["n2"].take(feeding.position)
+    knowing.peers["n1"].lose()
+    assert knowing.outcome == [("n2",)]
+    knowing.peers["n2"].lose()
+    await feeding.follow(FakePeer("n2"), feeding.position)
+    assert feeding.followers.positions == {"n2": feeding.position}
+    again = Deferred.fromCoroutine(feeding.followers.knowing(feeding.position))
+    feeding.clock.advance(module.KNOWING_S)
+    assert await again == ()
 
 
 def test_a_message_is_of_moderate_size() -> None:

@@ -126,8 +126,8 @@ def test_changes_are_applied_as_they_come() -> None:
     world = World()
     world.feed.start()
     assert world.peers["a1"].follows == [m.Follow(position=Position(1, 0), url="https://n1:9443", protocol_address="n1:9444", boot="b")]
-    assert world.send("a1", world.changes(1, 2)) == [m.Done()]
-    assert world.send("a1", world.changes(3)) == [m.Done()]
+    assert world.send("a1", world.changes(1, 2)) == [m.Done(reached=Position(1, 2))]
+    assert world.send("a1", world.changes(3)) == [m.Done(reached=Position(1, 3))]
     assert world.revision == 3
     assert world.follows() == {"a1": 1, "a2": 0}
     world.feed.stop()
@@ -138,7 +138,7 @@ def test_changes_that_come_before_the_answer_count() -> None:
     world = World()
     world.peers["a1"].answer = None
     world.feed.start()
-    assert world.send("a1", world.changes(1)) == [m.Done()]
+    assert world.send("a1", world.changes(1)) == [m.Done(reached=Position(1, 1))]
     assert world.revision == 1
     world.peers["a1"].waiting[0].callback(FOLLOWING)
     world.send("a1", world.changes(2))
@@ -153,7 +153,7 @@ def test_the_next_admin_server_is_followed_from_where_the_index_is() -> None:
     world.send("a1", world.changes(1, 2))
     world.peers["a1"].lose()
     assert [asked.position for asked in world.peers["a2"].follows] == [Position(1, 2)]
-    world.send("a1", world.changes(3))
+    assert world.send("a1", world.changes(3)) == [m.Done(reached=Position(1, 2))]
     assert world.revision == 2
     world.send("a2", world.changes(3))
     assert world.revision == 3
@@ -161,11 +161,11 @@ def test_the_next_admin_server_is_followed_from_where_the_index_is() -> None:
 
 
 def test_a_gap_is_asked_for_again() -> None:
-    """A change that does not follow is not applied; the feed is begun anew at the index's position."""
+    """A change that does not follow is not applied, and not said to be; the feed is begun anew at the index's position."""
     world = World()
     world.feed.start()
     world.send("a1", world.changes(1))
-    assert world.send("a1", world.changes(3)) == [m.Done()]
+    assert world.send("a1", world.changes(3)) == [m.Done(reached=Position(1, 1))]
     assert world.revision == 1
     assert [asked.position.revision for asked in world.peers["a1"].follows] == [0, 1]
     world.send("a1", world.changes(2, 3))

@@ -26,7 +26,14 @@ FACTS: tuple[Fact, ...] = (PersonGone(username="ann"),)
 class World:
     """n1 spreads a commit; intervals are one second, so a standing period is 2.5."""
 
-    def __init__(self, roster: Roster, name: str = "n1", here: Deferred[None] | None = None, started_at: float = 0.0) -> None:
+    def __init__(
+        self,
+        roster: Roster,
+        name: str = "n1",
+        here: Deferred[None] | None = None,
+        started_at: float = 0.0,
+        known_by: tuple[str, ...] = (),
+    ) -> None:
         self.clock = Clock()
         self.clock.advance(started_at)
         self.roster = roster
@@ -37,7 +44,8 @@ class World:
             self.taken_here.append((position, facts))
             return here or succeed(None)
 
-        self.spreading = Spreading(clock=self.clock, roster=roster, name=name, ask=self.ask, here=take).spread(AT, FACTS)
+        spreading = Spreading(clock=self.clock, roster=roster, name=name, ask=self.ask, here=take)
+        self.spreading = spreading.spread(AT, FACTS, known_by)
         self.outcome: list[Any] = []
         self.spreading.addBoth(self.outcome.append)
 
@@ -69,6 +77,30 @@ def test_all_running_nodes_are_waited_for() -> None:
     world.ask.answer("n2", Done())
     assert world.done
     assert world.clock.getDelayedCalls() == []
+
+
+def test_who_knows_already_is_not_told() -> None:
+    """When all know, nothing is left to do; else the others are told, and all together have to be enough."""
+    world = World(nodes(3), known_by=("n1", "n2", "n3"))
+    assert world.done
+    assert world.taken_here == []
+    assert not world.ask.waiting
+    assert world.clock.getDelayedCalls() == []
+    world = World(nodes(3), known_by=("n1", "n2"))
+    assert not world.done
+    assert [question.name for question in world.ask.waiting] == ["n3"]
+    world.ask.answer("n3", Done())
+    assert world.done
+
+
+def test_that_the_others_know_is_not_enough() -> None:
+    """This node's own index must have it too, before it serves anybody again."""
+    here: Deferred[None] = Deferred()
+    world = World(nodes(3), here=here, known_by=("n2", "n3"))
+    assert not world.done
+    assert not world.ask.waiting
+    here.callback(None)
+    assert world.done
 
 
 def test_one_node_alone_is_done_at_once() -> None:

@@ -122,7 +122,7 @@ class Hasty(Node):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         spreading: Any = self.cluster.spreading
-        spreading.spread = lambda position, facts: succeed(None)
+        spreading.spread = lambda position, facts, known_by=(): succeed(None)
 
 
 class Unlocked(Node):
