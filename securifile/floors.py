@@ -40,6 +40,7 @@ FLOORS: dict[str, int] = {
     # what both kinds of server are as processes
     "securifile.process": HANDS,
     "securifile.workers": HANDS,
+    "securifile.batches": HANDS,
     "securifile.world": HANDS,
     # model: everything in it is pure; the words are those that other words are made of.
     "securifile.floors": WORDS,

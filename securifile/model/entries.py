@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 
 from securifile.model.digests import DigestAlgorithm
-from securifile.model.ids import AttemptId
+from securifile.model.ids import AttemptId, EntryId
 
 
 @attrs.frozen(kw_only=True)
@@ -58,6 +58,21 @@ class Sidecar:
     algorithm: DigestAlgorithm
     committed_at: tuple[int, int] | None
     """(epoch, revision) of the commit; None while staged."""
+
+
+WHOLE_BYTES_MAX = 64 * 1024
+"""Of a blob that is stored in one go: small enough to be held in memory by each server on its way, where a stream takes a dozen steps."""
+
+
+@attrs.frozen(kw_only=True)
+class WholeBlob:
+    """A blob, all of it: at most `WHOLE_BYTES_MAX`."""
+
+    attempt: AttemptId
+    file: EntryId
+    version: int
+    algorithm: DigestAlgorithm
+    data: bytes = attrs.field(repr=False)
 
 
 @attrs.frozen(kw_only=True)

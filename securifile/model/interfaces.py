@@ -140,6 +140,14 @@ class IBlobStore(Interface):
     def begin(attempt: Any, algorithm: Any) -> Deferred[Any]:
         """Start a blob: an `IBlobWriter`. Raises `DiskFull`, `BlobExists`."""
 
+    def keep(blob: Any) -> Deferred[Any]:
+        """Store a `WholeBlob`, as `begin`, `write` and `finish` would; fires with the `BlobSummary`. What was begun goes on when cancelled.
+
+        Raises:
+            DiskFull, BlobExists: nothing was stored.
+            OSError: the disk failed, and the blob was given up.
+        """
+
     def open(attempt: Any) -> Deferred[Any]:
         """An `IBlobReader`. Raises `NoSuchBlob`, `CorruptBlock` (what is needed to check it is damaged)."""
 

@@ -29,16 +29,16 @@ from __future__ import annotations
 import errno
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import attrs
 
-from securifile.model.entries import Sidecar
+from securifile.model.entries import BlobSummary, Sidecar, WholeBlob
 from securifile.model.errors import BlobExists, CorruptBlock, DiskFull, NoSuchBlob, StreamBroken
 from securifile.model.ids import AttemptId, Position
 from securifile.node.files import Files
-from securifile.node.sidecars import BLOCK_BYTES, DamagedSidecar, SidecarFile, decode_sidecar, encode_note, encode_sidecar
+from securifile.node.sidecars import BLOCK_BYTES, BlockChecksums, DamagedSidecar, SidecarFile, decode_sidecar, encode_note, encode_sidecar
 
 _META = ".meta"
 _REASON = ".reason"
@@ -56,6 +56,39 @@ class Recovery:
     """Files removed: uploads that were under way, sidecars without bytes."""
     quarantined: tuple[tuple[AttemptId, str], ...] = ()
     """Blobs set aside, each with the reason."""
+
+
+class _Keeping:
+    """A whole blob on its way to the disk."""
+
+    def __init__(self, blob: WholeBlob) -> None:
+        hasher, checksums = blob.algorithm.hasher(), BlockChecksums()
+        hasher.update(blob.data)
+        checksums.update(blob.data)
+        self.blob = blob
+        self.checksums = checksums.digest()
+        self.sidecar = Sidecar(
+            attempt=blob.attempt,
+            file=blob.file.value,
+            version=blob.version,
+            size=len(blob.data),
+            digest=hasher.digest(),
+            algorithm=blob.algorithm,
+            committed_at=None,
+        )
+        self.descriptors: list[int] = []
+        self.begun = False
+        """Whether there may be something of it: what is there under its name is not another's."""
+        self.error: Exception | None = None
+
+    def take(self, step: Callable[[_Keeping], None]) -> None:
+        """Do the next step, unless one has failed."""
+        if self.error is None:
+            try:
+                with no_room_is_disk_full():
+                    step(self)
+            except Exception as error:  # of this blob; the others are not concerned
+                self.error = error
 
 
 class BlobFolder:
@@ -163,6 +196,54 @@ class BlobFolder:
         except Exception:
             self.remove_all(self._data(attempt), self._meta(attempt), self._incoming_data(attempt), self._incoming_meta(attempt))
             raise
+
+    def keep_all(self, blobs: Sequence[WholeBlob]) -> list[BlobSummary | Exception]:
+        """Store each of these as `create`, `append` and `seal` would, all of them at the same time: one fsync of a folder does for
+        all that has come into it.
+
+        Returns:
+            What became of each; after an error (`DiskFull`, `BlobExists`, `OSError`) nothing is left behind of it.
+        """
+        keeping = [_Keeping(blob) for blob in blobs]
+        try:
+            for step in (self._put_down, self._make_certain, self._put_in_place):
+                for one in keeping:
+                    one.take(step)
+            for shard in dict.fromkeys(self._shard(one.blob.attempt) for one in keeping if one.error is None):
+                try:
+                    with no_room_is_disk_full():
+                        self.files.sync_directory(shard)
+                except (OSError, DiskFull) as error:
+                    for one in keeping:
+                        if self._shard(one.blob.attempt) == shard:
+                            one.error = one.error or error
+            for one in keeping:
+                if one.error is not None and one.begun:
+                    attempt = one.blob.attempt
+                    self.remove_all(self._data(attempt), self._meta(attempt), self._incoming_data(attempt), self._incoming_meta(attempt))
+        finally:
+            for one in keeping:
+                for descriptor in one.descriptors:
+                    self.files.close(descriptor)
+        return [one.error or BlobSummary(size=one.sidecar.size, digest=one.sidecar.digest) for one in keeping]
+
+    def _put_down(self, one: _Keeping) -> None:
+        """Both files, in `incoming/`."""
+        attempt = one.blob.attempt
+        one.descriptors.append(self.create(attempt))
+        one.begun = True
+        self.files.write(one.descriptors[0], one.blob.data, 0)
+        one.descriptors.append(self.files.create(self._incoming_meta(attempt)))
+        self.files.write(one.descriptors[1], encode_sidecar(one.sidecar, one.checksums), 0)
+
+    def _make_certain(self, one: _Keeping) -> None:
+        for descriptor in one.descriptors:
+            self.files.sync(descriptor)
+
+    def _put_in_place(self, one: _Keeping) -> None:
+        attempt = one.blob.attempt
+        self.files.rename(self._incoming_meta(attempt), self._meta(attempt))
+        self.files.rename(self._incoming_data(attempt), self._data(attempt))
 
     def adopt(self, descriptor: int, path: str, sidecar: Sidecar, checksums: bytes) -> None:
         """As `seal`, for bytes in the file `path` that were promised before: after an error or a crash they are in one place or both."""

@@ -26,8 +26,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from securifile.batches import Batches
 from securifile.model.digests import DigestAlgorithm
-from securifile.model.entries import BlobSummary, Sidecar, Space
+from securifile.model.entries import BlobSummary, Sidecar, Space, WholeBlob
 from securifile.model.errors import BlobExists, CorruptBlock, StreamBroken
 from securifile.model.ids import AttemptId, EntryId, Position
 from securifile.model.interfaces import IBlobReader, IBlobStore, IBlobWriter, IByteSource, IWorker
@@ -50,6 +51,10 @@ SYNC_STEP_BYTES = 8 * 1024 * 1024
 
 READ_AHEAD_BYTES = 1024 * 1024
 """What one job reads: enough for the disk to be sequential, little enough for a thousand slow readers."""
+
+KEEP_MAX = 32
+"""Whole blobs that go to the disk in one job: two open files each."""
+KEEP_BYTES_MAX = 1024 * 1024
 
 SPACE_FRESH_S = 1.0
 """How old the answer of the file system may be: it goes out with heartbeats, two a second to every server."""
@@ -78,6 +83,11 @@ class DiskBlobs:
         self._at_hand = AtHand(files)
         self._clock = clock
         self._writing: set[AttemptId] = set()
+        self._keeping: Batches[WholeBlob, BlobSummary] = Batches(
+            lambda blobs: worker.do(self._folder.keep_all, blobs), size=_length, items_max=KEEP_MAX, bytes_max=KEEP_BYTES_MAX
+        )
+        self._on_their_way: dict[AttemptId, list[Deferred[None]]] = {}
+        """Whole blobs that are being kept, and who waits until they are."""
         self._used_bytes = 0
         self._available: tuple[float, int] | None = None
 
@@ -109,6 +119,33 @@ class DiskBlobs:
     def _ended(self, attempt: AttemptId, size: int) -> None:
         self._writing.discard(attempt)
         self._used_bytes += size
+
+    def keep(self, blob: WholeBlob) -> Deferred[BlobSummary]:
+        """See `IBlobStore`. Those that come while others are on their way to the disk go there together."""
+        return detached(self._keep(blob))
+
+    async def _keep(self, blob: WholeBlob) -> BlobSummary:
+        if blob.attempt in self._writing:
+            raise BlobExists(f"blob {blob.attempt} is already being written")
+        self._writing.add(blob.attempt)
+        waiting = self._on_their_way[blob.attempt] = []
+        size = 0
+        try:
+            summary = await self._keeping.do(blob)
+            size = summary.size
+            return summary
+        finally:
+            self._ended(blob.attempt, size)
+            del self._on_their_way[blob.attempt]
+            for one in waiting:
+                one.callback(None)
+
+    async def _until_arrived(self, attempt: AttemptId) -> None:
+        """Wait until it is not on its way to the disk any more: who has it leave means all of it."""
+        if attempt in self._on_their_way:
+            arrived: Deferred[None] = Deferred()
+            self._on_their_way[attempt].append(arrived)
+            await arrived
 
     def adopted(self, size: int) -> None:
         """A resumable upload of that size has become a blob."""
@@ -162,6 +199,7 @@ class DiskBlobs:
         return self.worker.do(self._folder.quarantined_count)
 
     async def _leave(self, attempt: AttemptId, step: Callable[..., int], *arguments: Any) -> None:
+        await self._until_arrived(attempt)
         self._at_hand.leaving(attempt)
         try:
             self._used_bytes -= await self.worker.do(step, attempt, *arguments)
@@ -575,6 +613,10 @@ class _Descriptor:
 
 
 _log = Logger()
+
+
+def _length(blob: WholeBlob) -> int:
+    return len(blob.data)
 
 
 def _log_bug(failure: Failure) -> None:

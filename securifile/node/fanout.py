@@ -1,13 +1,13 @@
 """One upload's bytes, to this node's disk and to the replicas at the same time.
 
-The body streams once. A replica that refuses, breaks or is not available any more is let go; another takes
-its place at the end, from what this node has on its disk. A hanging replica holds the upload up only until the failure
-detector doubts it.
+A body streams once; a small one is whole in memory, and goes everywhere at the same time. A replica that refuses, breaks or is not
+available any more is let go; another takes its place at the end, from what this node has on its disk or in memory. A hanging replica
+holds the upload up only until the failure detector doubts it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import attrs
@@ -15,10 +15,12 @@ from twisted.internet.defer import CancelledError, Deferred, DeferredList, First
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from securifile.model.entries import BlobSummary, Copy
+from securifile.model.entries import BlobSummary, Copy, WholeBlob
 from securifile.model.errors import DeadlineExceeded, PeerUnreachable, Refusal, StreamBroken
 from securifile.protocol.bulk import BulkPool, OutgoingTransfer
 from securifile.protocol.messages import BlobStored, StoreBlob
+
+_log = Logger()
 
 T = TypeVar("T")
 
@@ -48,8 +50,6 @@ L = TypeVar("L", bound=Leg)
 class Together:
     """Does something with several nodes at once, and lets go of those that fail or are not available any more."""
 
-    _log = Logger()
-
     def __init__(self, clock: IReactorTime, is_available: Callable[[str], bool]) -> None:
         self._clock = clock
         self._is_available = is_available
@@ -73,7 +73,7 @@ class Together:
         try:
             await work(leg)
         except LOST as error:
-            self._log.info("{node} is lost to an upload: {problem}", node=leg.node, problem=str(error))
+            _log.info("{node} is lost to an upload: {problem}", node=leg.node, problem=str(error))
             leg.lost = True
             leg.abort()
 
@@ -104,11 +104,17 @@ class Together:
                 timer.cancel()
 
 
+Replacement = Callable[[Sequence[str]], str | None]
+"""Gives another node for a replica, none of those given; None when there is none."""
+
+
 @attrs.define(kw_only=True)
 class _Leg:
     """One replica of the upload."""
 
     node: str
+    stored: BlobStored | None = None
+    """What it made of a whole blob."""
     transfer: OutgoingTransfer | None = None
     lost: bool = False
 
@@ -119,9 +125,7 @@ class _Leg:
 
 
 class Fanout:
-    """The replicas of one upload."""
-
-    _log = Logger()
+    """The replicas of one upload that streams."""
 
     def __init__(
         self,
@@ -131,11 +135,10 @@ class Fanout:
         is_available: Callable[[str], bool],
         request: StoreBlob,
         writer: Any,
-        replacement: Callable[[Sequence[str]], str | None],
+        replacement: Replacement,
     ) -> None:
         """Args:
         writer: this node's own `IBlobWriter` of the same blob.
-        replacement: another node for a replica, none of those given; None when there is none.
         """
         self._pool = pool
         self._together = Together(clock, is_available)
@@ -164,16 +167,8 @@ class Fanout:
             summary: what this node's own copy turned out to be; a replica that computed another digest does not count.
         """
         await self._together.each(self._legs, lambda leg: self._complete(leg, summary))
-        for leg in self._legs:
-            while leg.lost:
-                other = self._replacement(self._tried)
-                if other is None:
-                    break
-                self._log.info("replica {lost} is replaced by {other}", lost=leg.node, other=other)
-                self._tried.append(other)
-                leg.node, leg.lost = other, False
-                await self._replay(leg, summary)
-        return tuple(Copy(node=leg.node, priority=number, durable=not leg.lost) for number, leg in enumerate(self._legs, 1))
+        await _replace_lost(self._legs, self._tried, self._replacement, lambda leg: self._replay(leg, summary))
+        return _copies(self._legs)
 
     def abort(self) -> None:
         """Break all transfers off."""
@@ -190,8 +185,7 @@ class Fanout:
     async def _complete(self, leg: _Leg, summary: BlobSummary) -> None:
         assert leg.transfer is not None
         stored: BlobStored = await self._together.while_available(leg.node, leg.transfer.finish(FINISH_S))
-        if (stored.size, stored.digest) != (summary.size, summary.digest):
-            raise StreamBroken(f"{leg.node} stored {stored.size} bytes with another digest")
+        _check(leg.node, stored, summary)
 
     async def _replay(self, leg: _Leg, summary: BlobSummary) -> None:
         async def again(leg: _Leg) -> None:
@@ -205,3 +199,67 @@ class Fanout:
             await self._complete(leg, summary)
 
         await self._together.guarded(leg, again)
+
+
+class WholeFanout:
+    """The replicas of a blob that is whole in memory."""
+
+    def __init__(
+        self,
+        *,
+        clock: IReactorTime,
+        pool: BulkPool,
+        is_available: Callable[[str], bool],
+        blob: WholeBlob,
+        replacement: Replacement,
+    ) -> None:
+        self._pool = pool
+        self._together = Together(clock, is_available)
+        self._blob = blob
+        self._replacement = replacement
+
+    async def store(self, nodes: Sequence[str], own: Deferred[BlobSummary]) -> tuple[BlobSummary, tuple[Copy, ...]]:
+        """Store it on all of these at once, while `own` stores it here.
+
+        Returns:
+            What this node's own copy turned out to be, and the replicas: as `Fanout.finish`.
+        """
+        legs, tried = [_Leg(node=node) for node in nodes], list(nodes)
+        await self._together.each(legs, self._send)
+        summary = await own
+
+        async def compare(leg: _Leg) -> None:
+            assert leg.stored is not None
+            _check(leg.node, leg.stored, summary)
+
+        async def again(leg: _Leg) -> None:
+            await self._together.guarded(leg, self._send)
+            await self._together.each([leg], compare)
+
+        await self._together.each(legs, compare)
+        await _replace_lost(legs, tried, self._replacement, again)
+        return summary, _copies(legs)
+
+    async def _send(self, leg: _Leg) -> None:
+        leg.stored = await self._together.while_available(leg.node, self._pool.store_whole(leg.node, self._blob))
+
+
+def _check(node: str, stored: BlobStored, summary: BlobSummary) -> None:
+    if (stored.size, stored.digest) != (summary.size, summary.digest):
+        raise StreamBroken(f"{node} stored {stored.size} bytes with another digest")
+
+
+async def _replace_lost(legs: Sequence[_Leg], tried: list[str], replacement: Replacement, again: Callable[[_Leg], Awaitable[None]]) -> None:
+    for leg in legs:
+        while leg.lost:
+            other = replacement(tried)
+            if other is None:
+                break
+            _log.info("replica {lost} is replaced by {other}", lost=leg.node, other=other)
+            tried.append(other)
+            leg.node, leg.lost = other, False
+            await again(leg)
+
+
+def _copies(legs: Sequence[_Leg]) -> tuple[Copy, ...]:
+    return tuple(Copy(node=leg.node, priority=number, durable=not leg.lost) for number, leg in enumerate(legs, 1))

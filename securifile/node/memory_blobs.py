@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
 from securifile.model.digests import DigestAlgorithm
-from securifile.model.entries import BlobSummary, Sidecar, Space
+from securifile.model.entries import BlobSummary, Sidecar, Space, WholeBlob
 from securifile.model.errors import BlobExists, CorruptBlock, DiskFull, NoSuchBlob, StreamBroken
 from securifile.model.ids import AttemptId, EntryId, Position
 from securifile.model.interfaces import IBlobReader, IBlobStore, IBlobWriter, IByteSource
@@ -52,6 +52,15 @@ class MemoryBlobs:
             raise DiskFull("no room in memory")
         writer = self._writing[attempt] = MemoryBlobWriter(self, attempt, algorithm)
         return writer
+
+    def keep(self, blob: WholeBlob) -> Deferred[BlobSummary]:
+        """See `IBlobStore`."""
+        return Deferred.fromCoroutine(self._keep(blob))
+
+    async def _keep(self, blob: WholeBlob) -> BlobSummary:
+        writer = self._begin(blob.attempt, blob.algorithm)
+        await writer.write(blob.data)
+        return await writer.finish(blob.file, blob.version)
 
     def open(self, attempt: AttemptId) -> Deferred[MemoryBlobReader]:
         """See `IBlobStore`."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from twisted.internet.defer import DeferredList
 from twisted.python.failure import Failure
 
+from securifile.model.entries import WHOLE_BYTES_MAX, WholeBlob
 from securifile.model.errors import BlobExists, Code, CorruptBlock, DiskFull, NoSuchBlob, Refusal, StreamBroken
 from securifile.model.ids import AttemptId
 from securifile.node.staged import StagedUploads
@@ -33,17 +35,28 @@ class PeerBlobs:
         try:
             writer = await self._blobs.begin(request.attempt, request.algorithm)
         except (DiskFull, BlobExists) as error:
-            raise Refusal(Code.DISK_FULL if isinstance(error, DiskFull) else Code.EXISTS, str(error)) from error
+            raise _refusal(error) from error
         try:
             while data := await source.read():
                 await writer.write(data)
             summary = await writer.finish(request.file, request.version)
         except DiskFull as error:
-            raise Refusal(Code.DISK_FULL, str(error)) from error
+            raise _refusal(error) from error
         except BaseException:
             await writer.abandon()
             raise
         return BlobStored(size=summary.size, digest=summary.digest)
+
+    async def store_all(self, peer: PeerIdentity, blobs: Sequence[WholeBlob]) -> Sequence[BlobStored | Exception]:
+        """Take replicas that are small; answered when all of them are durable, or have failed."""
+        space = await self._blobs.space()
+        if sum(len(blob.data) for blob in blobs) > space.available_bytes:
+            raise Refusal(Code.DISK_FULL, f"They do not fit: {space.available_bytes} bytes are available.")
+        if max((len(blob.data) for blob in blobs), default=0) > WHOLE_BYTES_MAX:
+            raise Refusal(Code.BAD_REQUEST, f"A blob of more than {WHOLE_BYTES_MAX} bytes comes as a stream.")
+        keeping = [self._blobs.keep(blob) for blob in blobs]
+        ended: Sequence[tuple[bool, Any]] = await DeferredList(keeping, consumeErrors=True)
+        return [BlobStored(size=end.size, digest=end.digest) if kept else _refusal(end.value) for kept, end in ended]
 
     async def fetch(self, peer: PeerIdentity, request: FetchBlob) -> tuple[BlobFollows, Any]:
         """Give a blob, or a part of it. Every block is checked; a rotten one breaks the stream."""
@@ -76,6 +89,13 @@ class PeerBlobs:
         except BaseException:
             await append.abort()
             raise
+
+
+def _refusal(error: Exception) -> Exception:
+    """How a blob that could not be stored is refused."""
+    if isinstance(error, DiskFull | BlobExists):
+        return Refusal(Code.DISK_FULL if isinstance(error, DiskFull) else Code.EXISTS, str(error))
+    return error
 
 
 class _Given:

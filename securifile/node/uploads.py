@@ -31,7 +31,7 @@ from securifile.http.redirects import Redirector, check_ticket
 from securifile.http.targets import Target
 from securifile.http.transfers import Transfer, Transfers
 from securifile.model.digests import DigestAlgorithm
-from securifile.model.entries import BlobSummary, Copy
+from securifile.model.entries import WHOLE_BYTES_MAX, BlobSummary, Copy, WholeBlob
 from securifile.model.errors import Code, OutcomeUnknown, Refusal, StreamBroken
 from securifile.model.facts import File, Folder
 from securifile.model.ids import AttemptId, EntryId
@@ -41,7 +41,7 @@ from securifile.model.roles import Action, Role
 from securifile.model.serving import serving_order
 from securifile.node.acting import Acting, no_catalogue
 from securifile.node.cluster import Cluster
-from securifile.node.fanout import Fanout
+from securifile.node.fanout import Fanout, WholeFanout
 from securifile.node.locks import Lock
 from securifile.protocol import messages as m
 from securifile.protocol.bulk import BulkPool
@@ -307,6 +307,8 @@ class Uploads:
             found = place(1, room=room, size=size, preferred=preferred, below=self._below)
             return found[0] if found else None
 
+        if asked.size is not None and asked.size <= WHOLE_BYTES_MAX:
+            return await self._make_whole(request, access, plan, asked, attempt, lock, chosen, replacement)
         writer = await self._blobs.begin(attempt, settings.digest)
         fanout = Fanout(
             clock=self._clock,
@@ -319,32 +321,86 @@ class Uploads:
         try:
             await fanout.begin(chosen)
             summary = await self._stream(request, access, asked, fanout, writer, plan)
-            copies = (Copy(node=self._name, priority=0, durable=True), *await fanout.finish(summary))
-            durable = sum(copy.durable for copy in copies)
-            if durable < settings.copies_needed:
-                raise Refusal(
-                    Code.NO_ROOM,
-                    f"Only {durable} of the {settings.copies_needed} copies needed could be made. Nothing was stored; upload again.",
-                    retry_after_s=1.0,
-                    durable=durable,
-                )
-            await lock.confirm()
-            return await self._commit(access, plan, asked, attempt, settings.digest, summary, copies)
+            replicas = await fanout.finish(summary)
+            return await self._commit_durable(access, plan, asked, attempt, lock, summary, replicas)
         except OutcomeUnknown:
             raise
         except BaseException:
             fanout.abort()
-            await self._give_up(writer, attempt)
+            await writer.abandon()
+            self._give_up(attempt)
             raise
+
+    async def _make_whole(
+        self,
+        request: Request,
+        access: Access,
+        plan: Plan,
+        asked: Asked,
+        attempt: AttemptId,
+        lock: Lock,
+        chosen: Sequence[str],
+        replacement: Callable[[Sequence[str]], str | None],
+    ) -> m.Committed:
+        """As the rest of `_make`, for a body that is small: it is stored everywhere at once when it is complete."""
+        reasons: list[str] = []
+        pieces: list[bytes] = []
+        transfer = self.watch(request, access, plan, reasons)
+        with self._transfers.watched(transfer):
+            await self._check_again(request, transfer)
+            while data := await self.read_body(request, reasons):
+                pieces.append(data)
+        algorithm = self._cluster.roster.settings.digest
+        blob = WholeBlob(attempt=attempt, file=plan.file, version=plan.number, algorithm=algorithm, data=b"".join(pieces))
+        access.bytes = len(blob.data)
+        for other, expected in asked.digests.items():
+            hasher = other.hasher()
+            hasher.update(blob.data)
+            _check_digest(other, hasher.digest(), expected)
+        fanout = WholeFanout(
+            clock=self._clock, pool=self._pool, is_available=self._cluster.is_available, blob=blob, replacement=replacement
+        )
+        own = self._blobs.keep(blob)
+        try:
+            summary, replicas = await fanout.store(chosen, own)
+            return await self._commit_durable(access, plan, asked, attempt, lock, summary, replicas)
+        except OutcomeUnknown:
+            raise
+        except BaseException:
+            own.addErrback(lambda _: None)  # said already, or nobody's any more
+            self._give_up(attempt)
+            raise
+
+    async def _commit_durable(
+        self,
+        access: Access,
+        plan: Plan,
+        asked: Asked,
+        attempt: AttemptId,
+        lock: Lock,
+        summary: BlobSummary,
+        replicas: Sequence[Copy],
+    ) -> m.Committed:
+        """Commit, if there are as many copies as are needed."""
+        settings = self._cluster.roster.settings
+        copies = (Copy(node=self._name, priority=0, durable=True), *replicas)
+        durable = sum(copy.durable for copy in copies)
+        if durable < settings.copies_needed:
+            raise Refusal(
+                Code.NO_ROOM,
+                f"Only {durable} of the {settings.copies_needed} copies needed could be made. Nothing was stored; upload again.",
+                retry_after_s=1.0,
+                durable=durable,
+            )
+        await lock.confirm()
+        return await self._commit(access, plan, asked, attempt, settings.digest, summary, copies)
 
     async def _stream(self, request: Request, access: Access, asked: Asked, fanout: Fanout, writer: Any, plan: Plan) -> BlobSummary:
         checks = {algorithm: algorithm.hasher() for algorithm in asked.digests if algorithm != self._cluster.roster.settings.digest}
         reasons: list[str] = []
         transfer = self.watch(request, access, plan, reasons)
         with self._transfers.watched(transfer):
-            if self._transfers.changed_at >= request.begun_at:
-                # Since the rights were judged nobody watched: the lock and the replicas may have taken seconds.
-                await transfer.check()
+            await self._check_again(request, transfer)
             looked_at = 0
             while data := await self.read_body(request, reasons):
                 for hasher in checks.values():
@@ -357,13 +413,13 @@ class Uploads:
         access.bytes = writer.received
         summary: BlobSummary = await writer.finish(plan.file, plan.number)
         for algorithm, expected in asked.digests.items():
-            found = checks[algorithm].digest() if algorithm in checks else summary.digest
-            if found != expected:
-                raise Refusal(
-                    Code.BAD_DIGEST,
-                    f"The {algorithm} digest of what arrived is {found.hex()}, not the {expected.hex()} of Repr-Digest. Upload again.",
-                )
+            _check_digest(algorithm, checks[algorithm].digest() if algorithm in checks else summary.digest, expected)
         return summary
+
+    async def _check_again(self, request: Request, transfer: Transfer) -> None:
+        """Since the rights were judged nobody watched: the lock and the replicas may have taken seconds. Raises `Refusal`."""
+        if self._transfers.changed_at >= request.begun_at:
+            await transfer.check()
 
     def watch(self, request: Request, access: Access, plan: Plan, reasons: list[str]) -> Transfer:
         """The upload as it is watched: cut off when the right to it ends, with the reason in `reasons`."""
@@ -397,9 +453,8 @@ class Uploads:
             raise Refusal(Code.FORBIDDEN, f"The upload was cut off: {reasons[0]}")
         return data
 
-    async def _give_up(self, writer: Any, attempt: AttemptId) -> None:
+    def _give_up(self, attempt: AttemptId) -> None:
         """End the attempt: nothing of it is committed, and holders may delete what they have."""
-        await writer.abandon()
         ending = Deferred.fromCoroutine(self._acting.ask_admin(m.OutcomeAsk(attempt=attempt, abandon=True)))
         ending.addCallback(lambda outcome: self._blobs.drop(attempt) if outcome.ended == "abandoned" else None)
         # The blobs stay staged where nobody could be asked; the housekeeping asks again.
@@ -473,3 +528,11 @@ class Uploads:
             headers.append((b"Location", target.url().encode("ascii")))
         value = uploaded_json(file, str(target), self._cluster.roster.settings.copies_wanted)
         return Answer(status=201 if committed.created else 200, value=value, headers=tuple(headers))
+
+
+def _check_digest(algorithm: DigestAlgorithm, found: bytes, expected: bytes) -> None:
+    if found != expected:
+        raise Refusal(
+            Code.BAD_DIGEST,
+            f"The {algorithm} digest of what arrived is {found.hex()}, not the {expected.hex()} of Repr-Digest. Upload again.",
+        )

@@ -2,6 +2,7 @@
 
     store    client  StoreBlob, data..., end  -->            <-- BlobStored          server
     append   client  AppendBlob, data..., end -->            <-- BlobAppended        server
+    blobs    client  StoreBlobs               -->            <-- BlobsStored         server
     fetch    client  FetchBlob                -->            <-- BlobFollows, data..., end
 
 TCP is the flow control. Who sends waits (`write` is a Deferred) while the transport's buffer is full; who receives stops reading from the
@@ -23,11 +24,14 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from securifile.batches import Batches
+from securifile.model.entries import WholeBlob
 from securifile.model.errors import Code, DeadlineExceeded, PeerUnreachable, Refusal, StreamBroken
 from securifile.model.interfaces import IByteSink, IByteSource
 from securifile.model.servers import HostPort
 from securifile.protocol.connection import (
     RESUMABLE,
+    WHOLE,
     AbortReceived,
     AnswerReceived,
     Connection,
@@ -42,7 +46,17 @@ from securifile.protocol.connection import (
     State,
 )
 from securifile.protocol.frames import DATA_BYTES_MAX
-from securifile.protocol.messages import AppendBlob, BlobAppended, BlobFollows, BlobStored, FetchBlob, Refused, StoreBlob
+from securifile.protocol.messages import (
+    AppendBlob,
+    BlobAppended,
+    BlobFollows,
+    BlobsStored,
+    BlobStored,
+    FetchBlob,
+    Refused,
+    StoreBlob,
+    StoreBlobs,
+)
 from securifile.protocol.rpc import refusal_from, refused_from
 from securifile.protocol.wire import Connector, Identify, NotAcceptable, Traffic, Wire, claimed, open_wire
 
@@ -52,6 +66,10 @@ IDLE_MAX = 4
 """Idle connections kept for each server."""
 IDLE_S = 30.0
 CONNECT_S = 5.0
+WHOLE_MAX = 64
+"""Whole blobs in one message; of bytes as many as fit into one frame of a stream."""
+WHOLE_S = 60.0
+"""How long a server may take to make them durable: a slow disk with a gigabyte in its cache."""
 STALL_S = 60.0
 """Nothing moved for so long: a busy disk recovers sooner, a dead peer does not recover, and a person on a line of 10 kB/s, to whom the
 blob is relayed, takes a frame in half of it."""
@@ -68,6 +86,9 @@ class BulkHandlers(Protocol):
 
     async def append(self, peer: PeerIdentity, request: AppendBlob, source: Any) -> BlobAppended:
         """As `store`, for a part of a resumable upload."""
+
+    async def store_all(self, peer: PeerIdentity, blobs: Sequence[WholeBlob]) -> Sequence[BlobStored | Exception]:
+        """Take whole blobs; what became of each, in their order."""
 
     async def fetch(self, peer: PeerIdentity, request: FetchBlob) -> tuple[BlobFollows, Any]:
         """The blob's size and an `IByteSource` of the range. A `Refusal` refuses it."""
@@ -306,6 +327,8 @@ class BulkServer:
         if isinstance(event.message, StoreBlob | AppendBlob):
             self._incoming = _Incoming(self._wire, self._stall_s, lambda: None)
             work = self._store(event.id, event.message, self._incoming)
+        elif isinstance(event.message, StoreBlobs):
+            work = self._store_all(event.id, event.message)
         else:
             work = self._fetch(event.id, event.message)
         self._work = Deferred.fromCoroutine(work)
@@ -329,6 +352,18 @@ class BulkServer:
             # Sent before the rest of a refused stream is let in: the core passes it over from here on.
             self._wire.send(self._wire.connection.answer(number, answer))
         incoming.close()
+
+    async def _store_all(self, number: int, request: StoreBlobs) -> None:
+        answer: BlobsStored | Refused
+        try:
+            if self._handlers is None:
+                raise Refusal(Code.UNKNOWN_MESSAGE, "this server keeps no blobs")
+            ended = await self._handlers.store_all(self._wire.identity, request.blobs)
+            answer = BlobsStored(results=tuple(one if isinstance(one, BlobStored) else self._refused(one, "store") for one in ended))
+        except Exception as error:
+            answer = self._refused(error, "store")
+        if self._wire.usable:
+            self._wire.send(self._wire.connection.answer(number, answer))
 
     async def _fetch(self, number: int, request: Any) -> None:
         try:
@@ -366,7 +401,7 @@ class BulkServer:
             return refused_from(error)
         if isinstance(error, StreamBroken):
             return Refused(code=Code.BAD_REQUEST.value, detail=str(error))
-        self._log.failure("a bulk {what} for {peer} failed", what=what, peer=self._wire.identity)
+        self._log.failure("a bulk {what} for {peer} failed", Failure(error), what=what, peer=self._wire.identity)
         return Refused(code=Code.BUG.value, detail=f"{what} failed: {type(error).__name__}; see this server's log")
 
     def _failed(self, failure: Failure) -> None:
@@ -397,7 +432,9 @@ class _BulkClient:
         """Whether another transfer can be made."""
         return self.wire.usable and self.wire.connection.state is State.IDLE
 
-    def begin(self, message: StoreBlob | AppendBlob | FetchBlob, outgoing: _Outgoing | None, incoming: _Incoming | None) -> Deferred[Any]:
+    def begin(
+        self, message: StoreBlob | StoreBlobs | AppendBlob | FetchBlob, outgoing: _Outgoing | None, incoming: _Incoming | None
+    ) -> Deferred[Any]:
         """Ask; fires with the answer, fails with `Refusal` or `StreamBroken`."""
         self._outgoing, self._incoming = outgoing, incoming
         if outgoing is not None:
@@ -582,6 +619,8 @@ class BulkPool:
         self._stall_s = stall_s
         self._connect_s = connect_s
         self._traffic = traffic
+        self._whole: dict[str, Batches[WholeBlob, BlobStored]] = {}
+        """By the name of the server that they are for."""
         self._idle: dict[tuple[HostPort, PeerIdentity], list[tuple[_BulkClient, IDelayedCall]]] = {}
         self._all: dict[_BulkClient, None] = {}
         self._stopped = False
@@ -595,6 +634,62 @@ class BulkPool:
         """Begin to send a blob to a server. Raises `PeerUnreachable`."""
         client = await self._client(server_name)
         return OutgoingTransfer(client, request, self._stall_s, self._give_back)
+
+    def store_whole(self, server_name: str, blob: WholeBlob) -> Deferred[BlobStored]:
+        """Send a whole blob to a server. Those that come while others are on their way to it go there together.
+
+        Raises:
+            Refusal: it is not stored there.
+            DeadlineExceeded, StreamBroken: no answer; it may be stored there.
+            PeerUnreachable: it was not sent.
+        """
+        batches = self._whole.get(server_name)
+        if batches is None:
+            batches = self._whole[server_name] = Batches(
+                lambda blobs: Deferred.fromCoroutine(self._store_all(server_name, blobs)),
+                size=lambda blob: len(blob.data),
+                items_max=WHOLE_MAX,
+                bytes_max=DATA_BYTES_MAX,
+            )
+        return batches.do(blob)
+
+    async def _store_all(self, server_name: str, blobs: Sequence[WholeBlob]) -> Sequence[BlobStored | Exception]:
+        client = await self._client(server_name)
+        if WHOLE not in client.wire.connection.features:
+            self._give_back(client)
+            return [await self._store_streamed(server_name, blob) for blob in blobs]
+        answer = client.begin(StoreBlobs(blobs=tuple(blobs)), None, None)
+        late = self._clock.callLater(WHOLE_S, answer.cancel)
+        try:
+            stored = await answer
+        except CancelledError:
+            if late.active():
+                raise
+            raise DeadlineExceeded(f"{server_name} did not confirm the blobs within {WHOLE_S:g} s") from None
+        finally:
+            if late.active():
+                late.cancel()
+            self._give_back(client)
+        if not isinstance(stored, BlobsStored) or len(stored.results) != len(blobs):
+            client.wire.cut()
+            raise StreamBroken(f"an answer of the wrong kind: {type(stored).__name__}")
+        return [refusal_from(one) if isinstance(one, Refused) else one for one in stored.results]
+
+    async def _store_streamed(self, server_name: str, blob: WholeBlob) -> BlobStored | Exception:
+        """To a server of the release before."""
+        transfer = await self.store(
+            server_name,
+            StoreBlob(attempt=blob.attempt, file=blob.file, version=blob.version, algorithm=blob.algorithm, size=len(blob.data)),
+        )
+        try:
+            if blob.data:
+                await transfer.write(blob.data)
+            stored: BlobStored = await transfer.finish(WHOLE_S)
+        except CancelledError:
+            raise
+        except Exception as error:
+            return error
+        return stored
 
     async def append(self, server_name: str, request: AppendBlob) -> OutgoingTransfer:
         """Begin to send a part of a resumable upload. Raises `PeerUnreachable`, also when that server's release has none."""

@@ -20,7 +20,7 @@ from securifile.model.errors import Code
 from securifile.model.servers import ServerKind, check_server_name
 from securifile.protocol.codec import CodecError, UnknownMessage, decode, decode_plain, encode, encode_plain
 from securifile.protocol.frames import Frame, FrameDecoder, FrameKind, FrameLimits, encode_frame
-from securifile.protocol.messages import AppendBlob, Message, Refused, StoreBlob
+from securifile.protocol.messages import AppendBlob, Message, Refused, StoreBlob, StoreBlobs
 
 MAGIC = b"SecuriFile\r\n"
 """Begins every hello; the line end shows when something on the way treats the stream as text."""
@@ -31,7 +31,9 @@ VERSION_MIN = max(1, VERSION - 1)
 
 RESUMABLE = "resumable"
 """The feature: takes `AppendBlob`. A server that does not know it would take the stream that follows for a breach of the protocol."""
-FEATURES = frozenset({RESUMABLE})
+WHOLE = "whole"
+"""The feature: takes `StoreBlobs`. A server that does not know it is given one stream after the other."""
+FEATURES = frozenset({RESUMABLE, WHOLE})
 """Optional abilities of this release."""
 
 _ID = struct.Struct(">I")
@@ -149,6 +151,7 @@ class Act(StrEnum):
     ANSWER = "answer"
     CANCEL = "cancel"
     STORE = "request to store"
+    STORE_WHOLE = "request to store whole blobs"
     FETCH = "other request"
     GRANT = "answer that it follows"
     REFUSE = "answer Refused"
@@ -162,7 +165,11 @@ TABLE: dict[State, dict[tuple[Side, Act], State]] = {
     State.GREETING: {(Side.CLIENT, Act.HELLO): State.JUDGING},
     State.JUDGING: {(Side.SERVER, Act.HELLO_CONTROL): State.OPEN, (Side.SERVER, Act.HELLO_BULK): State.IDLE},
     State.OPEN: {(side, act): State.OPEN for side in Side for act in (Act.REQUEST, Act.ANSWER, Act.CANCEL)},
-    State.IDLE: {(Side.CLIENT, Act.STORE): State.UPLOADING, (Side.CLIENT, Act.FETCH): State.ASKED},
+    State.IDLE: {
+        (Side.CLIENT, Act.STORE): State.UPLOADING,
+        (Side.CLIENT, Act.STORE_WHOLE): State.FINISHING,
+        (Side.CLIENT, Act.FETCH): State.ASKED,
+    },
     State.UPLOADING: {
         (Side.CLIENT, Act.DATA): State.UPLOADING,
         (Side.CLIENT, Act.END): State.FINISHING,
@@ -578,6 +585,8 @@ class Connection:
     def _request_act(self, message: Message | None) -> Act:
         if self.purpose is not Purpose.BULK:
             return Act.REQUEST
+        if isinstance(message, StoreBlobs):
+            return Act.STORE_WHOLE
         return Act.STORE if isinstance(message, StoreBlob | AppendBlob) else Act.FETCH
 
     def _answer_act(self, message: Message, state: State) -> Act:

@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 
 from securifile.model.digests import DigestAlgorithm
-from securifile.model.entries import Copy, Sidecar
+from securifile.model.entries import Copy, Sidecar, WholeBlob
 from securifile.model.facts import Change, Claim, Fact
 from securifile.model.ids import AttemptId, EntryId, Position
 from securifile.model.proofs import Proof, Report
@@ -496,6 +496,13 @@ class BlobStored:
 
 
 @attrs.frozen(kw_only=True)
+class StoreBlobs:
+    """These blobs, all of each. Answered by `BlobsStored`. (Feature `whole`.)"""
+
+    blobs: tuple[WholeBlob, ...]
+
+
+@attrs.frozen(kw_only=True)
 class FetchBlob:
     """Bytes [start, stop) of the blob, please (`stop` None: to its end)."""
 
@@ -593,6 +600,13 @@ class Refused:
     detail: str
     retry_after_s: float | None = None
     evidence: dict[str, Any] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
+class BlobsStored:
+    """What became of each of the blobs of `StoreBlobs`, in their order."""
+
+    results: tuple[BlobStored | Refused, ...]
 
 
 Message = Any

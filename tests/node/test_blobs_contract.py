@@ -12,11 +12,12 @@ import attrs
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
+from twisted.internet.defer import CancelledError
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.internet.task import Clock
 
 from securifile.model.digests import DigestAlgorithm
-from securifile.model.entries import BlobSummary, Sidecar
+from securifile.model.entries import WHOLE_BYTES_MAX, BlobSummary, Sidecar, WholeBlob
 from securifile.model.errors import BlobExists, CorruptBlock, DiskFull, NoSuchBlob, StreamBroken
 from securifile.model.ids import AttemptId, EntryId, Position
 from securifile.node.blobs import DiskBlobs
@@ -90,6 +91,11 @@ async def put(store: Any, attempt: AttemptId, data: bytes, chunk: int = 100_000)
     return summary
 
 
+def whole(attempt: AttemptId, data: bytes) -> WholeBlob:
+    """All of a blob, as `put` makes it."""
+    return WholeBlob(attempt=attempt, file=FILE, version=3, algorithm=SHA256, data=data)
+
+
 async def drain(source: Any) -> bytes:
     """All that a source gives."""
     data = b""
@@ -116,6 +122,58 @@ async def test_what_went_in_comes_out(subject: Subject, size: int) -> None:
     summary = await put(subject.store, A, data)
     assert summary == BlobSummary(size=size, digest=hashlib.sha256(data).digest())
     assert await read(subject.store, A) == data
+
+
+@pytest.mark.parametrize("size", [0, 1, 4096, WHOLE_BYTES_MAX])
+@pytest_twisted.ensureDeferred
+async def test_a_whole_blob_is_as_one_that_was_streamed(subject: Subject, size: int) -> None:
+    """What is kept in one go has the same summary and sidecar, and comes out as it went in."""
+    data = os.urandom(size)
+    summary = await subject.store.keep(whole(A, data))
+    assert summary == await put(subject.store, B, data)
+    assert await subject.store.small(A) == await read(subject.store, A) == data
+    assert attrs.evolve(await subject.store.sidecar(A), attempt=B) == await subject.store.sidecar(B)
+    assert (await subject.store.space()).used_bytes == 2 * size
+
+
+@pytest_twisted.ensureDeferred
+async def test_many_whole_blobs_at_once(subject: Subject) -> None:
+    """They are all there, each with its own content; what comes twice is refused, and does no harm to the first or to others."""
+    blobs = [whole(AttemptId(bytes([number]) * 16), bytes([number]) * number) for number in range(100)]
+    kept = [subject.store.keep(blob) for blob in blobs]
+    again = subject.store.keep(blobs[7])
+    with pytest.raises(BlobExists):
+        await again
+    for one, blob in zip(kept, blobs, strict=True):
+        assert (await one).size == len(blob.data)
+        assert await read(subject.store, blob.attempt) == blob.data
+    with pytest.raises(BlobExists):
+        await subject.store.keep(blobs[8])
+    assert await read(subject.store, blobs[8].attempt) == blobs[8].data
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_whole_blob_for_which_there_is_no_room(subject: Subject) -> None:
+    """It is refused, and nothing of it stays: there is room for it later."""
+    subject.fill()
+    with pytest.raises(DiskFull):
+        await subject.store.keep(whole(A, b"abc"))
+    with pytest.raises(NoSuchBlob):
+        await subject.store.open(A)
+    assert await subject.store.sidecars() == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_whole_blob_can_be_dropped_at_once(subject: Subject) -> None:
+    """Who has it dropped while it is on its way to the disk does not find it there afterwards, though nobody waited for it."""
+    keeping = subject.store.keep(whole(A, b"abc"))
+    keeping.addErrback(lambda failure: failure.trap(CancelledError))
+    dropping = subject.store.drop(A)
+    keeping.cancel()
+    await dropping
+    with pytest.raises(NoSuchBlob):
+        await subject.store.open(A)
+    assert (await subject.store.space()).used_bytes == 0
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,10 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from securifile.model.digests import DigestAlgorithm
+from securifile.model.entries import BlobSummary, WholeBlob
 from securifile.model.errors import CorruptBlock, DiskFull, NoSuchBlob, StreamBroken
 from securifile.model.ids import AttemptId, EntryId, Position
+from securifile.node.blob_folder import BlobFolder
 from securifile.node.blobs import DiskBlobs
 from securifile.node.worker import InlineWorker
 from tests.node.simulated_files import Crash, SimulatedFiles
@@ -223,6 +225,83 @@ def test_a_failure_at_any_step_of_an_upload(step: int, number: int, expected: ty
     run(put(store, A, DATA))
     assert run(get(store, A)) == DATA
     assert files.descriptors == 0
+
+
+def some_whole_blobs() -> list[WholeBlob]:
+    """Five, of which two and two go into the same folder."""
+    attempts = [AttemptId(bytes([first]) + bytes([number]) * 15) for number, first in enumerate([1, 1, 2, 3, 3])]
+    return [
+        WholeBlob(attempt=attempt, file=FILE, version=1, algorithm=SHA256, data=DATA[: 4096 + number])
+        for number, attempt in enumerate(attempts)
+    ]
+
+
+def keep_all(files: SimulatedFiles) -> list[BlobSummary | Exception]:
+    return BlobFolder("/srv/store", files, 0).keep_all(some_whole_blobs())
+
+
+def keeping_steps() -> tuple[int, list[str]]:
+    files = SimulatedFiles()
+    run(a_store(files).recover())
+    begun = len(files.calls)
+    keep_all(files)
+    return begun, files.calls[begun:]
+
+
+KEEPING_BEGUN, KEEPING = keeping_steps()
+
+
+def test_the_order_in_which_whole_blobs_are_kept() -> None:
+    """Bytes and sidecars of all of them are certain before any has its name, and each folder is certain before anybody is told."""
+    assert KEEPING == ["create", "write"] * 10 + ["sync"] * 10 + ["rename"] * 10 + ["sync_directory"] * 3
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("step", range(len(KEEPING) + 1))
+def test_a_crash_while_whole_blobs_are_kept(step: int, seed: int) -> None:
+    """Each is whole or not there afterwards; when the crash came after the last step, all are there: they were promised."""
+    files = SimulatedFiles()
+    run(a_store(files).recover())
+    files.before = stop_at(KEEPING_BEGUN + step, Crash())
+    if step < len(KEEPING):
+        with pytest.raises(Crash):
+            keep_all(files)
+    else:
+        keep_all(files)
+    files.crash(random.Random(seed * 1000 + step))
+    store = a_store(files)
+    recovery = run(store.recover())
+    there = {sidecar.attempt for sidecar in run(store.sidecars())}
+    assert step < len(KEEPING) or there == {blob.attempt for blob in some_whole_blobs()}
+    assert recovery.blobs == len(there)
+    for blob in some_whole_blobs():
+        if blob.attempt in there:
+            assert run(get(store, blob.attempt)) == blob.data
+        else:
+            assert run(store.keep(blob)).size == len(blob.data)
+    assert not [path for path in files.tree() if "/incoming/" in path]
+    assert files.descriptors == 0
+
+
+@pytest.mark.parametrize(("number", "expected"), [(errno.ENOSPC, DiskFull), (errno.EIO, OSError)])
+@pytest.mark.parametrize("step", range(len(KEEPING)))
+def test_a_failure_while_whole_blobs_are_kept(step: int, number: int, expected: type[Exception]) -> None:
+    """Whom the failing step concerned is told, and leaves nothing behind; the others are kept; what failed may come again."""
+    files = SimulatedFiles()
+    store = a_store(files)
+    run(store.recover())
+    files.before = stop_at(KEEPING_BEGUN + step, OSError(number, "as the test says"))
+    ended = dict(zip(some_whole_blobs(), keep_all(files), strict=True))
+    failed = [blob for blob, end in ended.items() if isinstance(end, expected)]
+    assert 1 <= len(failed) <= 2
+    assert len(failed) == 1 or KEEPING[step] == "sync_directory"
+    assert len(failed) + sum(isinstance(end, BlobSummary) for end in ended.values()) == 5
+    assert {sidecar.attempt for sidecar in run(store.sidecars())} == {blob.attempt for blob in ended if blob not in failed}
+    assert not [path for path in files.tree() if "/incoming/" in path or any(str(blob.attempt) in path for blob in failed)]
+    assert files.descriptors == 0
+    for blob in failed:
+        run(store.keep(blob))
+        assert run(get(store, blob.attempt)) == blob.data
 
 
 def test_a_failed_fsync_is_final() -> None:

@@ -13,10 +13,10 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from securifile.model.digests import DigestAlgorithm
-from securifile.model.entries import Copy
+from securifile.model.entries import BlobSummary, Copy, WholeBlob
 from securifile.model.errors import Code, DeadlineExceeded, PeerUnreachable, Refusal, StreamBroken
 from securifile.model.ids import AttemptId, EntryId
-from securifile.node.fanout import Fanout
+from securifile.node.fanout import Fanout, WholeFanout
 from securifile.node.memory_blobs import MemoryBlobs
 from securifile.protocol.bulk import BulkPool
 from securifile.protocol.messages import BlobStored, StoreBlob
@@ -25,6 +25,7 @@ ATTEMPT = AttemptId(b"a" * 16)
 FILE = EntryId(b"f" * 16)
 CHUNKS = [bytes([number]) * 100_000 for number in range(1, 9)]
 WHOLE = b"".join(CHUNKS)
+DIGEST = hashlib.sha256(WHOLE).digest()
 
 
 @attrs.define(eq=False)
@@ -100,11 +101,25 @@ class FakePool:
         replica.taken.clear()
         return FakeTransfer(replica)
 
+    def store_whole(self, name: str, blob: WholeBlob) -> Deferred[BlobStored]:
+        async def store() -> BlobStored:
+            request = StoreBlob(attempt=blob.attempt, file=blob.file, version=blob.version, algorithm=blob.algorithm, size=len(blob.data))
+            transfer = await self.store(name, request)
+            await transfer.write(blob.data)
+            return await transfer.finish(1.0)
+
+        return Deferred.fromCoroutine(store())
+
 
 class World:
     """An upload to two replicas, n2 and n3, with the rest in reserve."""
 
-    def __init__(self, *replicas: Replica, spare: Sequence[str] = ("n4", "n5"), chosen: Sequence[str] = ("n2", "n3")) -> None:
+    def __init__(
+        self, *replicas: Replica, spare: Sequence[str] = ("n4", "n5"), chosen: Sequence[str] = ("n2", "n3"), whole: bool = False
+    ) -> None:
+        """Args:
+        whole: whether the blob is stored in one go instead of streamed.
+        """
         self.clock = Clock()
         self.replicas = {name: Replica(name) for name in (*chosen, *spare)} | {replica.name: replica for replica in replicas}
         self.gone: set[str] = set()
@@ -112,11 +127,22 @@ class World:
         self.asked_for: list[list[str]] = []
         self.blobs = MemoryBlobs()
         writers: list[Any] = []
+        pool = cast(BulkPool, FakePool(self.replicas))
+        self.upload = self.whole if whole else self.streamed
+        self.whole_fanout = WholeFanout(
+            clock=self.clock,
+            pool=pool,
+            is_available=lambda name: name not in self.gone,
+            blob=WholeBlob(attempt=ATTEMPT, file=FILE, version=1, algorithm=DigestAlgorithm.SHA256, data=WHOLE),
+            replacement=self.replacement,
+        )
+        if whole:
+            return
         self.blobs.begin(ATTEMPT, DigestAlgorithm.SHA256).addCallback(writers.append)
         self.writer = writers[0]
         self.fanout = Fanout(
             clock=self.clock,
-            pool=cast(BulkPool, FakePool(self.replicas)),
+            pool=pool,
             is_available=lambda name: name not in self.gone,
             request=StoreBlob(attempt=ATTEMPT, file=FILE, version=1, algorithm=DigestAlgorithm.SHA256, size=None),
             writer=self.writer,
@@ -129,7 +155,12 @@ class World:
         assert len(self.asked_for) < 50, "it goes round and round"
         return next((name for name in self.replicas if name not in tried and name not in self.gone), None)
 
-    async def upload(self) -> tuple[Copy, ...]:
+    async def whole(self) -> tuple[Copy, ...]:
+        summary, copies = await self.whole_fanout.store(self.chosen, succeed(BlobSummary(size=len(WHOLE), digest=DIGEST)))
+        assert summary.size == len(WHOLE)
+        return copies
+
+    async def streamed(self) -> tuple[Copy, ...]:
         await self.fanout.begin(self.chosen)
         for chunk in CHUNKS:
             await self.fanout.write(chunk)
@@ -163,13 +194,15 @@ def test_every_replica_gets_the_bytes() -> None:
     assert world.clock.getDelayedCalls() == []
 
 
-def test_no_replicas_are_wanted() -> None:
+@pytest.mark.parametrize("whole", [False, True])
+def test_no_replicas_are_wanted(whole: bool) -> None:
     """With r = 0 the bytes go to this node only."""
-    world = World(chosen=())
+    world = World(chosen=(), whole=whole)
     assert world.run() == []
-    assert bytes(world.writer.data) == WHOLE
+    assert world.replicas["n4"].begun == 0
 
 
+@pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize(
     "faults",
     [
@@ -185,50 +218,55 @@ def test_no_replicas_are_wanted() -> None:
     ids=str,
 )
 @pytest.mark.parametrize("lost", ["n2", "n3"])
-def test_a_lost_replica_is_replaced(faults: dict[str, Any], lost: str) -> None:
+def test_a_lost_replica_is_replaced(faults: dict[str, Any], lost: str, whole: bool) -> None:
     """However and whenever it is lost, another takes its place and priority and gets all the bytes from this node's disk."""
-    world = World(Replica(lost, **faults))
+    world = World(Replica(lost, **faults), whole=whole)
     expected = {"n2": [("n4", 1, True), ("n3", 2, True)], "n3": [("n2", 1, True), ("n4", 2, True)]}
     assert world.run() == expected[lost]
     assert bytes(world.replicas["n4"].taken) == WHOLE
     assert world.clock.getDelayedCalls() == []
-    if world.replicas[lost].begun and not faults.get("unreachable"):
+    if world.replicas[lost].begun and not faults.get("unreachable") and not whole:
         assert world.replicas[lost].aborted
 
 
-def test_none_to_replace_with() -> None:
+@pytest.mark.parametrize("whole", [False, True])
+def test_none_to_replace_with(whole: bool) -> None:
     """A replica that cannot be replaced is counted as pending, and the others as what they are."""
-    world = World(Replica("n2", breaks_at=0), spare=())
+    world = World(Replica("n2", breaks_at=0), spare=(), whole=whole)
     assert world.run() == [("n2", 1, False), ("n3", 2, True)]
 
 
-def test_all_are_lost() -> None:
+@pytest.mark.parametrize("whole", [False, True])
+def test_all_are_lost(whole: bool) -> None:
     """With nobody left who takes it, every node is tried once, and none is durable."""
     names = ["n2", "n3", "n4", "n5", "n6"]
-    world = World(*(Replica(name, refuses_at=0) for name in names), spare=names[2:])
+    world = World(*(Replica(name, refuses_at=0) for name in names), spare=names[2:], whole=whole)
     copies = world.run()
     assert [durable for _, _, durable in copies] == [False, False]
     assert len({name for name, _, _ in copies}) == 2
     assert [world.replicas[name].begun for name in names] == [1] * 5
 
 
-def test_a_replacement_may_be_lost_as_well() -> None:
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_replacement_may_be_lost_as_well(whole: bool) -> None:
     """Then the next one is taken, and one that was lost before is not tried again."""
-    world = World(Replica("n2", refuses_at=0), Replica("n4", rots=True))
+    world = World(Replica("n2", refuses_at=0), Replica("n4", rots=True), whole=whole)
     assert world.run() == [("n5", 1, True), ("n3", 2, True)]
     assert world.replicas["n2"].begun == world.replicas["n4"].begun == 1
 
 
-def test_two_lost_replicas_get_two_different_replacements() -> None:
+@pytest.mark.parametrize("whole", [False, True])
+def test_two_lost_replicas_get_two_different_replacements(whole: bool) -> None:
     """Never is a node given two replicas of one file."""
-    world = World(Replica("n2", breaks_at=100_000), Replica("n3", unreachable=True))
+    world = World(Replica("n2", breaks_at=100_000), Replica("n3", unreachable=True), whole=whole)
     assert world.run() == [("n4", 1, True), ("n5", 2, True)]
 
 
+@pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("faults", [{"connects_never": True}, {"hangs_at": 250_000}, {"hangs_at_end": True}], ids=str)
-def test_a_hanging_replica_holds_up_until_it_is_doubted(faults: dict[str, Any]) -> None:
+def test_a_hanging_replica_holds_up_until_it_is_doubted(faults: dict[str, Any], whole: bool) -> None:
     """While the detector trusts it the upload waits; when it is doubted, the upload goes on without it at once."""
-    world = World(Replica("n2", **faults))
+    world = World(Replica("n2", **faults), whole=whole)
     _, outcome = world.start()
     for _ in range(30):
         world.clock.advance(0.1)

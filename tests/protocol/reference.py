@@ -20,7 +20,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "protocol.md"
 
 _VALUES: list[tuple[ModuleType, tuple[str, ...] | None]] = [
     (facts, None),
-    (entries, ("Version", "Copy", "Sidecar")),
+    (entries, ("Version", "Copy", "Sidecar", "WholeBlob")),
     (proofs, ("Proof", "BadCopy", "Report")),
     (staged, None),
     (cluster_settings, ("ClusterSettings",)),

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any, cast
 
 import attrs
 import pytest
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.python.failure import Failure
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from securifile.model.digests import DigestAlgorithm
+from securifile.model.entries import WHOLE_BYTES_MAX, WholeBlob
 from securifile.model.errors import Code, DeadlineExceeded, PeerUnreachable, Refusal, StreamBroken
 from securifile.model.ids import AttemptId, EntryId
 from securifile.model.interfaces import IByteSink, IByteSource
 from securifile.model.staged import StagedUpload
 from securifile.protocol.bulk import UNREAD_BYTES_MAX, BulkPool, OutgoingTransfer
-from securifile.protocol.connection import PeerIdentity
+from securifile.protocol.connection import FEATURES, WHOLE, PeerIdentity
 from securifile.protocol.messages import AppendBlob, BlobAppended, BlobFollows, BlobStored, FetchBlob, StoreBlob
 from securifile.protocol.wire import Traffic
 from tests.protocol.cluster import Rig
@@ -63,6 +65,8 @@ class Blobs:
     """What a server does with bulk requests, to look at."""
 
     stored: list[bytes] = attrs.field(factory=list)
+    groups: list[int] = attrs.field(factory=list)
+    """How many whole blobs came together."""
     broken: list[Exception] = attrs.field(factory=list)
     source: Any = None
     refuse: Exception | None = None
@@ -98,6 +102,18 @@ class Blobs:
             self.stored.append(bytes(data))
         return BlobAppended(offset=request.offset + len(data))
 
+    async def store_all(self, peer: PeerIdentity, blobs: Sequence[WholeBlob]) -> Sequence[BlobStored | Exception]:
+        if self.refuse is not None:
+            raise self.refuse
+        self.groups.append(len(blobs))
+        if self.before_answer is not None:
+            await self.before_answer
+        self.stored += [blob.data for blob in blobs]
+        return [
+            Refusal(Code.EXISTS, "it is here") if blob.data == b"twice" else BlobStored(size=len(blob.data), digest=blob.data[:32])
+            for blob in blobs
+        ]
+
     async def fetch(self, peer: PeerIdentity, request: FetchBlob) -> tuple[BlobFollows, Any]:
         if self.refuse is not None:
             raise self.refuse
@@ -118,6 +134,10 @@ def start(rig: Rig, blobs: Any, **options: Any) -> BulkPool:
 
 def begin(rig: Rig, pool: BulkPool) -> OutgoingTransfer:
     return rig.result(pool.store("n1", STORE))
+
+
+def whole(data: bytes) -> WholeBlob:
+    return WholeBlob(attempt=ATTEMPT, file=EntryId(b"f" * 16), version=1, algorithm=DigestAlgorithm.SHA256, data=data)
 
 
 async def _read_all(source: Any) -> bytes:
@@ -155,6 +175,94 @@ def test_empty_blob(rig: Rig) -> None:
     blobs = Blobs()
     assert rig.result(begin(rig, start(rig, blobs)).finish(5)).size == 0
     assert blobs.stored == [b""]
+
+
+def test_whole_blobs_go_together(rig: Rig) -> None:
+    """The first goes at once, and those that come meanwhile in one message after it, over one connection; each hears its own end."""
+    blobs = Blobs(before_answer=Deferred())
+    pool = start(rig, blobs)
+    waiting = [pool.store_whole("n1", whole(data)) for data in (b"a", b"", b"twice", b"d" * WHOLE_BYTES_MAX)]
+    rig.settle()
+    assert blobs.groups == [1]
+    assert blobs.before_answer is not None
+    blobs.before_answer.callback(None)
+    rig.settle()
+    assert blobs.groups == [1, 3]
+    assert blobs.stored == [b"a", b"", b"twice", b"d" * WHOLE_BYTES_MAX]
+    assert [rig.result(waiting[number]).size for number in (0, 1, 3)] == [1, 0, WHOLE_BYTES_MAX]
+    with pytest.raises(Refusal, match="it is here"):
+        rig.result(waiting[2])
+    assert (pool.idle, len(rig.network.transports("n2"))) == (1, 1)
+    assert len(rig.clock.getDelayedCalls()) == 1, "the idle connection's"
+
+
+def test_whole_blobs_for_the_release_before(rig: Rig) -> None:
+    """A server that does not know such messages is given one stream after the other."""
+    blobs = Blobs()
+    rig.serve(bulk=blobs, features=FEATURES - {WHOLE})
+    pool = rig.pool()
+    waiting = [pool.store_whole("n1", whole(data)) for data in (b"a", b"", b"c" * WHOLE_BYTES_MAX)]
+    rig.settle()
+    assert [rig.result(one).digest for one in waiting] == [hashlib.sha256(data).digest() for data in blobs.stored]
+    assert (blobs.groups, len(blobs.stored)) == ([], 3)
+    blobs.refuse = Refusal(Code.DISK_FULL, "no room")
+    waiting = [pool.store_whole("n1", whole(data)) for data in (b"d", b"e")]
+    rig.settle()
+    for one in waiting:
+        with pytest.raises(Refusal, match="no room"):
+            rig.result(one)
+    assert len(rig.network.transports("n2")) == 1
+
+
+def test_whole_blobs_that_are_refused_all(rig: Rig) -> None:
+    """Each hears of it, and the connection serves the next."""
+    blobs = Blobs(refuse=Refusal(Code.DISK_FULL, "no room"))
+    pool = start(rig, blobs)
+    waiting = [pool.store_whole("n1", whole(data)) for data in (b"a", b"b", b"c")]
+    rig.settle()
+    for one in waiting:
+        with pytest.raises(Refusal, match="no room"):
+            rig.result(one)
+    blobs.refuse = None
+    assert rig.result(pool.store_whole("n1", whole(b"a"))).size == 1
+    assert len(rig.network.transports("n2")) == 1
+
+
+@pytest.mark.parametrize("host", ["n1", "n2"])
+def test_whole_blobs_on_a_lost_connection(rig: Rig, host: str) -> None:
+    """Those that are on their way may be stored there or not: they fail. The next ones connect anew."""
+    blobs = Blobs(before_answer=Deferred())
+    pool = start(rig, blobs)
+    waiting = pool.store_whole("n1", whole(b"a"))
+    rig.settle()
+    for transport in rig.network.transports(host):
+        transport.abortConnection()
+    rig.settle()
+    with pytest.raises(StreamBroken):
+        rig.result(waiting)
+    blobs.before_answer = None
+    assert rig.result(pool.store_whole("n1", whole(b"b"))).size == 1
+
+
+def test_whole_blobs_for_a_server_that_hangs(rig: Rig) -> None:
+    """Nobody waits for ever. When nobody waits any more for what is on its way, the connection is cut, and the next ones get another."""
+    blobs = Blobs(before_answer=Deferred())
+    pool = start(rig, blobs)
+    late = pool.store_whole("n1", whole(b"a"))
+    rig.settle(59)
+    assert not late.called
+    rig.settle(4)
+    with pytest.raises(DeadlineExceeded):
+        rig.result(late)
+    blobs.before_answer = Deferred()
+    unwanted = pool.store_whole("n1", whole(b"b"))
+    rig.settle()
+    unwanted.addErrback(lambda failure: failure.trap(CancelledError))
+    unwanted.cancel()
+    rig.settle()
+    assert rig.network.transports("n2") == []
+    blobs.before_answer = None
+    assert rig.result(pool.store_whole("n1", whole(b"c"))).size == 1
 
 
 def test_fetch(rig: Rig) -> None:
