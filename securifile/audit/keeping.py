@@ -193,6 +193,13 @@ def _one_line(message: bytes) -> bytes:
 def _storable(received: ReceivedRecord) -> ReceivedRecord:
     """As a database can hold it: one record that cannot be inserted would hold up all after it. The file has it as it was."""
     record = received.record
+    texts = (record.server, record.event, record.person, record.path, record.entry, record.peer, record.detail)
+    if (
+        not _UNSTORABLE.search("\n".join(filter(None, texts)))
+        and (record.bytes is None or 0 <= record.bytes < 2**63)
+        and (record.status is None or 0 <= record.status < 1000)
+    ):
+        return received
     clean: dict[str, Any] = {
         name: _UNSTORABLE.sub("\ufffd", value)
         for name, value in attrs.asdict(record, recurse=False).items()

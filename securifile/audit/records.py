@@ -232,9 +232,12 @@ _HEADER = re.compile(
 _TIMESTAMP = re.compile(
     rb"([0-9]{4})-([0-9]{2})-([0-9]{2})T([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]{1,6}))?(?:Z|([+-])([0-9]{2}):([0-9]{2}))"
 )
-_SD_NAME = rb"[\x21\x23-\x3c\x3e-\x5c\x5e-\x7e]{1,32}"
-_OPENING = re.compile(rb"\[(" + _SD_NAME + rb")")
-_PARAMETER = re.compile(rb" (" + _SD_NAME + rb')="([^"\\\]]*(?:\\.[^"\\\]]*)*)"', re.DOTALL)
+_SD_NAME = r"[\x21\x23-\x3c\x3e-\x5c\x5e-\x7e]{1,32}"
+_SD_VALUE = r'[^"\\\]]*(?:\\.[^"\\\]]*)*'
+_PARAMETER = re.compile(f' ({_SD_NAME})="({_SD_VALUE})"', re.DOTALL)
+_ELEMENT = re.compile(f'\\[({_SD_NAME})((?: {_SD_NAME}="{_SD_VALUE}")*)\\]'.encode("ascii"), re.DOTALL)
+"""In bytes, since what is not UTF-8 may stand in a value; each parameter is then read from the text."""
+_ESCAPED = re.compile(r'\\(["\\\]])')
 
 
 def parse_message(data: bytes) -> SyslogMessage:
@@ -269,18 +272,15 @@ def _read_elements(data: bytes, at: int) -> tuple[tuple[Element, ...], int]:
     if data[at : at + 1] == b"-":
         at += 1
     else:
-        while opening := _OPENING.match(data, at):
-            at = opening.end()
-            parameters = []
-            while parameter := _PARAMETER.match(data, at):
-                at = parameter.end()
+        while element := _ELEMENT.match(data, at):
+            at = element.end()
+            parameters = _PARAMETER.findall(element[2].decode("utf-8", "replace"))
+            if b"\\" in element[2]:
                 # A backslash before any other character is just a backslash (RFC 5424, 6.3.3).
-                value = re.sub(rb'\\(["\\\]])', rb"\1", parameter[2])
-                parameters.append((parameter[1].decode("ascii"), value.decode("utf-8", "replace")))
-            if data[at : at + 1] != b"]":
-                raise MalformedMessage("structured data does not end where it should")
-            at += 1
-            elements.append(Element(name=opening[1].decode("ascii"), parameters=tuple(parameters)))
+                parameters = [(name, _ESCAPED.sub(r"\1", value)) for name, value in parameters]
+            elements.append(Element(name=element[1].decode("ascii"), parameters=tuple(parameters)))
+        if data[at : at + 1] == b"[":
+            raise MalformedMessage("structured data does not end where it should")
         if not elements:
             raise MalformedMessage("no structured data, not even '-'")
     if at == len(data):

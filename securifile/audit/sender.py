@@ -29,6 +29,9 @@ WINDOW_BYTES = 1 << 20
 """On its way and not confirmed: 3000 records, more than a disk keeps in the time of a round trip and an fsync."""
 CHUNK_BYTES = 1 << 17
 """Read from the spool at once; with what the transport holds this is all the memory used."""
+GATHER_S = 0.1
+"""How long records are gathered once there is one: they are on the disk, and nobody waits for them to arrive. On its way each batch takes
+a dozen steps on both servers, a file's fsync and a transaction."""
 STALL_S = 30.0
 """Without a word about what is on its way: longer than a group of fsyncs and transactions on a bad day."""
 CONNECT_S = 10.0
@@ -225,6 +228,8 @@ class AuditSender(Service):
             records = await reader.next(CHUNK_BYTES)
             if not records:
                 await news
+                if not connection.lost:
+                    await deferLater(self._clock, GATHER_S)
                 continue
             assert connection.transport is not None
             frames = [encode_frame(spooled.payload) for spooled in records]

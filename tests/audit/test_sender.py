@@ -23,7 +23,7 @@ from zope.interface import implementer
 
 from securifile.audit.framing import FrameDecoder
 from securifile.audit.records import parse_message, record_of
-from securifile.audit.sender import STALL_S, AuditSender, Sending
+from securifile.audit.sender import GATHER_S, STALL_S, AuditSender, Sending
 from securifile.audit.spool import Spool
 from tests.audit.doubles import StepWorker, done, record, spool
 from tests.audit.test_keeping import Admin, Table
@@ -115,7 +115,23 @@ def test_sends_all_in_order(tmp_path: Path) -> None:
     sending(trail, clock, address)
     assert address.wire.numbers() == [("b1", 1), ("b1", 2), ("b2", 1), ("b2", 2)]
     done(trail.keep(record(3)))
+    clock.advance(GATHER_S)
     assert address.wire.numbers() == [("b2", 3)]
+
+
+def test_what_comes_together_is_sent_together(tmp_path: Path) -> None:
+    """Once there is a record, those of the next moment go with it; that moment is short."""
+    clock = Clock()
+    trail, address = filled(tmp_path, clock, 1), Address()
+    sending(trail, clock, address)
+    assert address.wire.numbers() == [("b1", 1)]
+    for number in (2, 3, 4):
+        done(trail.keep(record(number)))
+        clock.advance(GATHER_S / 4)
+        assert address.wire.numbers() == []
+    clock.advance(GATHER_S / 2)
+    assert address.wire.numbers() == [("b1", 2), ("b1", 3), ("b1", 4)]
+    assert GATHER_S <= 0.1
 
 
 def test_goes_on_from_the_first_unconfirmed(tmp_path: Path) -> None:
@@ -126,7 +142,7 @@ def test_goes_on_from_the_first_unconfirmed(tmp_path: Path) -> None:
     assert len(first.wire.numbers()) == 4
     sender.confirmed("b1", 2)
     first.wire.close()
-    clock.advance(1)
+    clock.pump([1] * 3)
     assert second.wire.numbers() == [("b1", 3), ("b1", 4)]
 
 
@@ -191,6 +207,7 @@ def test_full_transport(tmp_path: Path) -> None:
     assert isinstance(protocol, Sending)
     protocol.pauseProducing()
     done(trail.keep(record(2)))
+    clock.advance(GATHER_S)
     assert address.wire.numbers() == []
     protocol.resumeProducing()
     assert address.wire.numbers() == [("b1", 2)]
@@ -233,8 +250,9 @@ def test_copy(tmp_path: Path) -> None:
     clock.advance(10 * STALL_S)
     assert not address.wire.closed
     address.wire.close()
-    clock.advance(1)
+    clock.pump([1] * 3)
     done(trail.keep(record(4)))
+    clock.advance(GATHER_S)
     assert address.wire.numbers() == [("b1", 4)]
     trail.confirm("b1", 4)
 
