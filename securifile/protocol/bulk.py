@@ -290,6 +290,8 @@ class BulkServer:
         self._incoming: _Incoming | None = None
         self._outgoing: _Outgoing | None = None
         self._work: Deferred[None] | None = None
+        self._gives = False
+        """Whether the work is a fetch."""
         self._ready = True
 
     def handle(self, event: Event) -> None:
@@ -318,12 +320,13 @@ class BulkServer:
             self._incoming.fail(broken)
         if self._outgoing is not None:
             self._outgoing.fail(broken)
-        work = self._work
-        if work is not None and self._incoming is None:
-            # A store sees it in its source and can clean up; a fetch may wait for the disk, and nobody wants it any more.
-            work.cancel()
+        if self._work is not None and self._gives:
+            # A store sees it in its source and can clean up, or is whole here and may become durable for nothing;
+            # a fetch may wait for the disk, and nobody wants it any more.
+            self._work.cancel()
 
     def _begin(self, event: RequestReceived) -> None:
+        self._gives = isinstance(event.message, FetchBlob)
         if isinstance(event.message, StoreBlob | AppendBlob):
             self._incoming = _Incoming(self._wire, self._stall_s, lambda: None)
             work = self._store(event.id, event.message, self._incoming)

@@ -230,8 +230,9 @@ def test_whole_blobs_that_are_refused_all(rig: Rig) -> None:
 
 @pytest.mark.parametrize("host", ["n1", "n2"])
 def test_whole_blobs_on_a_lost_connection(rig: Rig, host: str) -> None:
-    """Those that are on their way may be stored there or not: they fail. The next ones connect anew."""
-    blobs = Blobs(before_answer=Deferred())
+    """Those that are on their way may be stored there or not: they fail. The next ones connect anew. What was begun there goes on."""
+    disk: Deferred[None] = Deferred()
+    blobs = Blobs(before_answer=disk)
     pool = start(rig, blobs)
     waiting = pool.store_whole("n1", whole(b"a"))
     rig.settle()
@@ -242,6 +243,8 @@ def test_whole_blobs_on_a_lost_connection(rig: Rig, host: str) -> None:
         rig.result(waiting)
     blobs.before_answer = None
     assert rig.result(pool.store_whole("n1", whole(b"b"))).size == 1
+    disk.callback(None)
+    assert blobs.stored == [b"b", b"a"]
 
 
 def test_whole_blobs_for_a_server_that_hangs(rig: Rig) -> None:
