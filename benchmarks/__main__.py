@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
         if options.before:
             targets[BEFORE] = SecuriFile(folder / BEFORE, BEFORE, options.before)
             stack.callback(targets[BEFORE].stop)
-        us = targets[US] = SecuriFile(folder / "cluster", checkout=options.now)
+        us = targets[US] = SecuriFile(folder / "cluster", checkout=options.now, https_processes=options.https_processes)
         stack.callback(us.stop)
         kept = []
         replicas, failed = 0, 0
@@ -125,6 +125,9 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--without", nargs="*", default=[], metavar="SERVER", help="leave one out")
     parser.add_argument("--before", type=Path, metavar="CHECKOUT", help="measure this checkout's servers as well, beside those of --now")
     parser.add_argument("--now", type=Path, metavar="CHECKOUT", help="whose servers are measured; this checkout's if not said")
+    parser.add_argument(
+        "--https-processes", type=int, metavar="N", help="how many each of our nodes has for people; its default if not said"
+    )
     parser.add_argument("--folder", type=Path, help="where the servers keep their data meanwhile: on the disk that is to be measured")
     parser.add_argument("--history", type=Path, default=Path("bench-data/history.jsonl"), help="where to add a line for this run")
     return parser.parse_args(arguments)

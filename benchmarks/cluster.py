@@ -20,15 +20,16 @@ PLACE = f"/api/v1/files/{PERSON}/bench"
 class SecuriFile:
     """A cluster, started."""
 
-    def __init__(self, folder: Path, name: str = US, checkout: Path | None = None) -> None:
+    def __init__(self, folder: Path, name: str = US, checkout: Path | None = None, https_processes: int | None = None) -> None:
         """Start it, without replicas.
 
         Args:
             checkout: whose code the servers run; None: this one's.
+            https_processes: what each node has for people's connections beside its own; None: the default.
         """
         self.name = name
         run = twistd if checkout is None else partial(_of, checkout.resolve())
-        self.cluster = LocalCluster(folder, nodes=NODES, replicas=0, accounts=(PERSON,), run=run)
+        self.cluster = LocalCluster(folder, nodes=NODES, replicas=0, accounts=(PERSON,), run=run, https_processes=https_processes)
         self.cluster.start()
         ca = self.cluster.ca_file
         if ca is None:

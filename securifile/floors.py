@@ -26,6 +26,7 @@ FLOORS: dict[str, int] = {
     "securifile.*_api": VOICES,
     "securifile.client.command": VOICES,
     "securifile.client.__main__": VOICES,
+    "securifile.node.fronts.__main__": VOICES,
     "securifile.local.*": VOICES,
     "securifile.simulation.history": WORDS,
     "securifile.simulation.invariants": DECISIONS,

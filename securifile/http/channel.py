@@ -953,16 +953,24 @@ class HttpFactory(ServerFactory):
         self._channels[channel] = None
         if self.stopping:
             channel.end_soon()
-        elif len(self._channels) > self.limits.connections_max:
-            idle = next(iter(self._idle), None)
-            if idle is not None:
-                idle.end_soon()
-            else:
-                channel.turn_away()
+        elif self.connections > self.limits.connections_max:
+            self.make_room(channel)
+
+    def make_room(self, channel: HttpChannel) -> None:
+        """There is one connection too many, since `channel` came."""
+        idle = next(iter(self._idle), None)
+        if idle is not None:
+            idle.end_soon()
+        else:
+            channel.turn_away()
 
     def rests(self, channel: HttpChannel) -> None:
         """It waits for its next request."""
         self._idle[channel] = None
+
+    def is_idle(self, channel: HttpChannel) -> bool:
+        """Whether it waits for its next request."""
+        return channel in self._idle
 
     def begins(self, channel: HttpChannel) -> bool:
         """A request's first byte has come; whether the channel was waiting between requests."""

@@ -7,7 +7,13 @@ from typing import Any
 import attrs
 
 from securifile.http.authentication import Caller
+from securifile.http.backend import Backend
+from securifile.http.channel import Request
 from securifile.model.ids import EntryId
+from securifile.model.records import AuditRecord
+
+CLIENT_GONE = 499
+"""Recorded when a client left before its answer; nginx's number, for want of a standard one."""
 
 
 @attrs.define(kw_only=True)
@@ -44,3 +50,20 @@ class Streamed:
     """The route has answered by itself; only the record remains to be written."""
 
     status: int
+
+
+def record_of(backend: Backend, request: Request, access: Access, status: int, *, duration_s: float, detail: str | None) -> AuditRecord:
+    """The audit record of a request that was answered with `status`."""
+    return AuditRecord(
+        at=backend.wall(),
+        server=backend.name,
+        event=access.event,
+        person=access.caller.username if access.caller is not None else None,
+        path=access.path,
+        entry=None if access.entry is None else str(access.entry),
+        status=status,
+        bytes=access.bytes,
+        duration_s=round(duration_s, 6),
+        peer=request.peer,
+        detail=detail,
+    )

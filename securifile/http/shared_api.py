@@ -20,7 +20,7 @@ from securifile.http.archives import Archives
 from securifile.http.authentication import Authenticator, Caller
 from securifile.http.backend import Backend
 from securifile.http.channel import HeaderList, Request
-from securifile.http.exchange import Access, Answer, Streamed
+from securifile.http.exchange import CLIENT_GONE, Access, Answer, Streamed, record_of
 from securifile.http.json_body import Fields, answer_json, read_json
 from securifile.http.lookup import Lookup, authorise
 from securifile.http.problems import refusal_of, status_of
@@ -38,10 +38,6 @@ PAGE = 500
 """Entries a page, unless asked for fewer."""
 PAGE_MAX = 1000
 """More than this in one answer would hold up everybody else's."""
-
-CLIENT_GONE = 499
-"""Recorded when a client left before its answer; nginx's number, for want of a standard one."""
-
 
 Handler = Callable[[Request, Access], Awaitable[Answer | Streamed]]
 
@@ -182,19 +178,7 @@ class SharedApi:
             raise OutcomeUnknown(f"it was done, but could not be written down: {full}") from full
 
     def _record(self, request: Request, access: Access, began: float, status: int, detail: str | None) -> AuditRecord:
-        return AuditRecord(
-            at=self._backend.wall(),
-            server=self._backend.name,
-            event=access.event,
-            person=access.caller.username if access.caller is not None else None,
-            path=access.path,
-            entry=None if access.entry is None else str(access.entry),
-            status=status,
-            bytes=access.bytes,
-            duration_s=round(self._clock.seconds() - began, 6),
-            peer=request.peer,
-            detail=detail,
-        )
+        return record_of(self._backend, request, access, status, duration_s=self._clock.seconds() - began, detail=detail)
 
     # --- sessions ---
 

@@ -113,6 +113,7 @@ class LocalCluster:
         accounts: Sequence[str] = ("alice", "bob"),
         ports: Callable[[str, int], Iterator[dict[str, int]]] = anywhere,
         options: Sequence[str] = (),
+        https_processes: int | None = None,
         admin_options: Sequence[str] = (),
         run: Callable[..., list[str]] = twistd,
         machines: Mapping[str, Machine] | None = None,
@@ -125,6 +126,7 @@ class LocalCluster:
             replicas: the setting; None leaves it as it is.
             ports: proposals for a first start, by kind and number: `ports.usual` or `ports.anywhere`.
             options: more arguments for every node's command line.
+            https_processes: what every node has for people's connections beside its own process; None: the default.
             admin_options: the same for the admin server's.
             run: makes the command line of `securifile-admin` or `securifile-node` and its arguments.
             machines: where servers run, by name, that do not run on this machine's own network.
@@ -139,6 +141,8 @@ class LocalCluster:
         self.replicas = replicas
         self._say = say
         self._options = list(options)
+        if https_processes is not None:
+            self._options += ["--https-processes", str(https_processes)]
         self._admin_options = list(admin_options)
         self._run = run
         self._machines = dict(machines or {})

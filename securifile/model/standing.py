@@ -89,3 +89,19 @@ def standing(
     if known < heard:
         return Standing(serves=False, reason=f"this node knows the catalogue up to {known} and has heard of {heard}", behind=True)
     return Standing(serves=True, reason="acknowledged and up to date")
+
+
+def lasts_until(acknowledgements: Mapping[str, Acknowledgement], *, nodes: int, interval_s: float, serve_alone: bool) -> float:
+    """Until when a standing lasts if nothing more is heard, in monotonic seconds; infinite for who needs nobody.
+
+    The arguments are those of `standing`. It does not say that there is one: somebody may hold this node for down, or it may have to
+    catch up.
+    """
+    fresh_s = FRESH_INTERVALS * interval_s
+    needed = 0 if serve_alone and nodes == 2 else nodes // 2
+    peers = sorted((one.sent_at for one in acknowledgements.values() if one.kind is ServerKind.NODE), reverse=True)
+    if needed == 0:
+        return float("inf")
+    admin = max((one.sent_at for one in acknowledgements.values() if one.kind is ServerKind.ADMIN), default=float("-inf"))
+    majority = peers[needed - 1] if len(peers) >= needed else float("-inf")
+    return max(admin, majority) + fresh_s

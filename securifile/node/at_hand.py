@@ -63,6 +63,11 @@ class AtHand:
         self.changes += 1
         self._let_go(attempt)
 
+    def close_all(self) -> None:
+        """Let go of every file."""
+        for attempt in list(self._kept):
+            self._let_go(attempt)
+
     def _let_go(self, attempt: AttemptId) -> None:
         kept = self._kept.pop(attempt, None)
         if kept is not None:

@@ -90,6 +90,8 @@ class DiskBlobs:
         """Whole blobs that are being kept, and who waits until they are."""
         self._used_bytes = 0
         self._available: tuple[float, int] | None = None
+        self.on_leaving: Callable[[], None] = lambda: None
+        """Told that a blob is dropped or set aside."""
 
     def recover(self) -> Deferred[Recovery]:
         """Make the directories, clear up what a crash left, count. Everything else waits for this."""
@@ -174,6 +176,10 @@ class DiskBlobs:
             descriptor.release()
         return data
 
+    def close_small(self) -> None:
+        """Close the files that are kept open for `small`: their blobs may have left, by another process."""
+        self._at_hand.close_all()
+
     def commit(self, attempt: AttemptId, version: int, position: Position) -> Deferred[None]:
         """See `IBlobStore`. Not fsynced: the catalogue knows."""
         return self.worker.do(self._folder.note_commit, attempt, version, position)
@@ -206,6 +212,7 @@ class DiskBlobs:
         finally:
             # Who opened it in the meantime must not keep it either.
             self._at_hand.leaving(attempt)
+            self.on_leaving()
         self._available = None
 
     def space(self) -> Deferred[Space]:

@@ -20,7 +20,7 @@ from securifile.model.ids import BEGINNING, Position
 from securifile.model.records import AuditRecord
 from securifile.model.roster import Roster
 from securifile.model.servers import HostPort, ServerKind, Status
-from securifile.model.standing import Standing, standing
+from securifile.model.standing import FRESH_INTERVALS, Standing, lasts_until, standing
 from securifile.node.cluster_time import ClusterTime
 from securifile.node.index import Index
 from securifile.node.locks import Granter, Locks
@@ -238,6 +238,24 @@ class Cluster:
             objectors=self._objectors,
             admitted=self._admitted,
         )
+
+    def serves_until(self) -> tuple[float, float]:
+        """Until when people may be served, and until when transfers under way may go on, if nothing more is heard: monotonic seconds.
+
+        Long ago where they may not now; and at most as far ahead as an acknowledgement counts, for who needs none.
+        """
+        judged = self.standing()
+        if not judged.serves and not judged.behind:
+            return float("-inf"), float("-inf")
+        settings = self.roster.settings
+        lasts = lasts_until(
+            self.heartbeats.acknowledgements,
+            nodes=len(self.roster.nodes),
+            interval_s=settings.heartbeat_interval_s,
+            serve_alone=settings.serve_alone,
+        )
+        until = min(lasts, self._clock.seconds() + FRESH_INTERVALS * settings.heartbeat_interval_s)
+        return (until if judged.serves else float("-inf")), until
 
     async def admit(self) -> None:
         """Return when this node may serve a person; wait a moment if it only has to catch up.

@@ -20,7 +20,6 @@ from securifile.http.lookup import Lookup
 from securifile.http.redirects import Redirector
 from securifile.http.sources import Sources
 from securifile.http.transfers import Transfers
-from securifile.model.entries import Version
 from securifile.model.facts import Server
 from securifile.model.ids import AttemptId
 from securifile.model.servers import HostPort, ServerKind, Status
@@ -144,13 +143,20 @@ class Node:
             identify=world.identify,
             traffic=world.traffic,
         )
-        self.authenticator = Authenticator(self.acting, BasicCache(clock, world.random))
+        self.passwords = BasicCache(clock, world.random)
+        self.authenticator = Authenticator(self.acting, self.passwords)
         self.lookup = Lookup(self.acting)
         redirector = Redirector(name=name, roster=self.cluster.roster, wall=wall, position=lambda: index.position, sign=me.sign)
         self._transfers = Transfers(
             clock=clock, interval_s=lambda: self.cluster.roster.settings.heartbeat_interval_s, serves=self._why_silent
         )
-        sources = Sources(clock=clock, name=name, blobs=stores.blobs, pool=self._pool, rotten=self._rotten)
+        sources = Sources(
+            clock=clock,
+            name=name,
+            blobs=stores.blobs,
+            pool=self._pool,
+            rotten=lambda version, reason: self.suspect(version.attempt, reason),
+        )
         delivery = Delivery(backend=self.acting, authenticator=self.authenticator, transfers=self._transfers)
         self.downloads = Downloads(backend=self.acting, lookup=self.lookup, sources=sources, delivery=delivery, redirector=redirector)
         self.archives = Archives(backend=self.acting, lookup=self.lookup, sources=sources, delivery=delivery)
@@ -274,8 +280,9 @@ class Node:
         own = self.cluster.roster.servers.get(self._me.name)
         return own is not None and own.status is Status.RUNNING and own.boot == self._me.boot
 
-    def _rotten(self, version: Version, reason: str) -> None:
-        self._quarantine.suspect(version.attempt, reason)
+    def suspect(self, attempt: AttemptId, reason: str) -> None:
+        """A blob here could not be read, or was not what was written: it is looked into."""
+        self._quarantine.suspect(attempt, reason)
 
     def _suspected_by_peer(self, attempt: AttemptId, reason: str) -> None:
         # What a node holds that is not running is for its challengers to judge.

@@ -103,6 +103,10 @@ class Index:
         """Call `listener(fact)` after each fact has been committed here."""
         self._listeners.append(listener)
 
+    def watch_commits(self, around: Callable[[], None]) -> None:
+        """Call `around()` just before and just after each commit: another process sees what is committed before anybody is told of it."""
+        self._database.around_commit = around
+
     async def open(self) -> None:
         """Make the tables when there are none; find the watermark."""
         rows = await self.sql.query("PRAGMA user_version")

@@ -16,11 +16,20 @@ from securifile.node.enrolment import MEMBERSHIP
 from securifile.node.service import NodeOptions, NodeService
 from securifile.process import check_public, run_on_monotonic_time
 
+HTTPS_PROCESSES_MAX = 64
+"""More than that has never been tried."""
+
 
 def _port(text: str) -> int:
     # A ValueError of `int` would be about bases; twistd shows a UsageError as it is.
     if not text.isdecimal() or not 1 <= int(text) <= 65535:
         raise usage.UsageError(f"{text!r} is no port: a number from 1 to 65535")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) > HTTPS_PROCESSES_MAX:
+        raise usage.UsageError(f"{text!r} is no number of processes: from 0 to {HTTPS_PROCESSES_MAX}")
     return int(text)
 
 
@@ -40,6 +49,7 @@ class Options(usage.Options):
         ["public", None, None, "Host name or address under which people and peers reach this node; --listen if it is not given."],
         ["https-port", None, 9443, "Port for people.", _port],
         ["protocol-port", None, 9444, "Port for other servers.", _port],
+        ["https-processes", None, 0, "Processes for people's connections beside the node's own.", _count],
         ["reserve-bytes", None, RESERVE_BYTES, "Bytes of the disk left free for index and audit spool.", int],
         *site.OPTIONS,
     ]
@@ -94,6 +104,7 @@ def makeService(options: Any) -> IService:
             protocol_port=options["protocol-port"],
             tls=not options["no-tls"],
             reserve_bytes=options["reserve-bytes"],
+            https_processes=options["https-processes"],
             site=options["site"],
         ),
     )

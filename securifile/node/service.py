@@ -1,6 +1,6 @@
 """A node, put together: this is where clocks, randomness, sockets and folders get into the rooms.
 
-https :9443 ─ HttpFactory ─ SharedApi ─┬─ Downloads ─ Sources ─┬─ DiskBlobs
+https :9443 ─ fronts ─ HttpFactory ─ SharedApi ─┬─ Downloads ─ Sources ─┬─ DiskBlobs
 └─ Uploads ── Fanout ───┤
 protocol :9444 ─ ControlAndBulkFactory ─ Cluster, PeerBlobs ───┘
 links to every server ─ Cluster ─ heartbeats, leases, announcements; Feed ─ Index (SQLite)
@@ -12,12 +12,13 @@ from __future__ import annotations
 import os
 import secrets
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import attrs
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint
 from twisted.logger import Logger
 
@@ -27,7 +28,7 @@ from securifile.audit.site import Site, copying
 from securifile.audit.spool import Spool
 from securifile.certificates.identity import Identity, TrustAnchors, make_csr
 from securifile.certificates.join import JoinToken
-from securifile.http.channel import http_factory
+from securifile.http.channel import HttpFactory, http_factory
 from securifile.http.https import HttpsCertificate, https_factory
 from securifile.http.limits import HttpLimits
 from securifile.http.shared_api import SharedApi
@@ -39,6 +40,8 @@ from securifile.node.blobs import DiskBlobs
 from securifile.node.composition import Node, Self, Stores
 from securifile.node.draft_api import DraftApi
 from securifile.node.enrolment import Enrolment, Membership
+from securifile.node.fronts.supervisor import Acceptor, Fronts
+from securifile.node.fronts.tunnel import NodeEnds, TunnelHttpFactory
 from securifile.node.index import Index
 from securifile.node.node_api import NodeContents, node_app, node_metrics
 from securifile.node.worker import ThreadWorker
@@ -49,7 +52,8 @@ from securifile.protocol.sniff import http_answer, plain_only, tls_only
 from securifile.protocol.tls import Credentials, CurrentCredentials, identify, tls_connector, tls_factory
 from securifile.protocol.transport import ControlAndBulkFactory, tcp_connector
 from securifile.protocol.wire import Traffic, claimed
-from securifile.sql.sqlite import DatabaseDamaged, SqliteDatabase
+from securifile.sql import directory
+from securifile.sql.sqlite import DatabaseDamaged, SqliteDatabase, run_now
 from securifile.world import World
 
 WORKERS = 8
@@ -76,6 +80,8 @@ class NodeOptions:
     protocol_port: int
     tls: bool
     reserve_bytes: int
+    https_processes: int = 0
+    """Processes beside this one that take people's connections; see `fronts`."""
     site: Site | None = None
     """Who is sent a copy of the audit records."""
 
@@ -91,6 +97,7 @@ class NodeService(Service):
         self._starting: Deferred[None] | None = None
         self._undo: list[Any] = []
         """What to do at the end, last first: functions that may return Deferreds."""
+        self._fronts: Fronts | None = None
 
     def startService(self) -> None:
         """Begin; the node is ready when `ready.json` is in its data folder. A failure stops the process."""
@@ -190,7 +197,7 @@ class NodeService(Service):
             copy = copying(self._options.site, spool, reactor=self._reactor, random=os.urandom, tls=tls)
             copy.startService()
             self._undo.append(copy.stopService)
-        await self._listen_to_people(node, index, certificate, world.traffic)
+        await self._listen_to_people(node, index, certificate, world.traffic, blobs)
         self._renew_later(node.acting, identity, current, certificate)
 
     async def _identity(self, url: str, address: HostPort) -> tuple[Identity, Membership]:
@@ -243,7 +250,7 @@ class NodeService(Service):
         self._undo.append(factory.close_all)
         self._undo.append(port.stopListening)
 
-    async def _listen_to_people(self, node: Node, index: Index, certificate: HttpsCertificate, traffic: Traffic) -> None:
+    async def _listen_to_people(self, node: Node, index: Index, certificate: HttpsCertificate, traffic: Traffic, blobs: DiskBlobs) -> None:
         tls = self._options.tls
         draft = DraftApi(node.resumable, node.cluster.roster, node.acting.wall)
         api = SharedApi(
@@ -262,13 +269,53 @@ class NodeService(Service):
             draft=draft,
             cluster=node.cluster,
             index=index,
-            metrics=lambda: {**node_metrics(node.cluster, index), **node.scrub.metrics, **traffic.metrics},
+            metrics=lambda: {
+                **node_metrics(node.cluster, index),
+                **node.scrub.metrics,
+                **traffic.metrics,
+                **(self._fronts.metrics if self._fronts is not None else {}),
+            },
         )
         factory = http_factory(app, self._reactor, HttpLimits(), wall=time.time)
         listening = tls_only(https_factory(self._reactor, certificate, factory), HTTPS_ONLY) if tls else plain_only(factory)
+        if self._options.https_processes:
+            self._listen_with_fronts(node, index, blobs, app, factory, listening)
+            return
         port = await self._endpoint(self._options.https_port).listen(listening)
         self._undo.append(lambda: factory.shut_down(SHUT_DOWN_S))
         self._undo.append(port.stopListening)
+
+    def _listen_with_fronts(self, node: Node, index: Index, blobs: DiskBlobs, app: Any, factory: HttpFactory, listening: Any) -> None:
+        options = self._options
+        limits = HttpLimits()
+        tunnelled = TunnelHttpFactory(app, self._reactor, limits, None, time.time)
+        fronts = self._fronts = Fronts(
+            self._reactor,
+            count=options.https_processes,
+            data=options.data,
+            tls=options.tls,
+            connections_max=limits.connections_max,
+            random=os.urandom,
+            cluster=node.cluster,
+            index=index,
+            audit=node.acting.audit,
+            passwords=node.passwords,
+            credentials_of=partial(_credentials_of, index),
+            suspect=node.suspect,
+            wall=node.acting.wall,
+            tunnels=NodeEnds(tunnelled),
+        )
+        blobs.on_leaving = fronts.left
+        acceptor = Acceptor(self._reactor, options.listen, options.https_port, fronts.give, listening)
+        fronts.start()
+        self._undo.append(fronts.stop)
+
+        def shut_down() -> Any:
+            tunnelled.shut_down(SHUT_DOWN_S)
+            return DeferredList([factory.shut_down(SHUT_DOWN_S), Deferred.fromCoroutine(fronts.drain(SHUT_DOWN_S))])
+
+        self._undo.append(shut_down)
+        self._undo.append(acceptor.stopListening)
 
     def _endpoint(self, port: int) -> Any:
         kind = TCP6ServerEndpoint if ":" in self._options.listen else TCP4ServerEndpoint
@@ -295,6 +342,8 @@ class NodeService(Service):
             identity.save(str(self._options.data))
             current.replace(Credentials.of(identity, TrustAnchors.load(str(self._options.data))))
             certificate.replace(identity)
+            if self._fronts is not None:
+                self._fronts.renewed()
             self._log.info("the certificate was renewed")
 
         timer = self._reactor.callLater(0, look)
@@ -314,6 +363,11 @@ def _introduced(membership: Membership) -> list[Server]:
         )
         for admin in membership.admins
     ]
+
+
+def _credentials_of(index: Index, username: str) -> int | None:
+    person = run_now(directory.person(index.sql, username))
+    return None if person is None else person.credentials
 
 
 async def _maybe(result: Any) -> None:

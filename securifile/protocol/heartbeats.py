@@ -61,6 +61,8 @@ class Heartbeats:
         self.heard = BEGINNING
         self.on_answer: Callable[[Server, HeartbeatAnswer, float], None] = lambda server, answer, trip_s: None
         """Told of each answer: whose, what it says, and how many seconds it took."""
+        self.on_doubt: Callable[[], None] = lambda: None
+        """Told when something was heard that may end this server's standing: a later position, or that it is not held for running."""
 
     def start(self) -> None:
         """Send the first round now, and then one every interval until `stop`."""
@@ -76,7 +78,9 @@ class Heartbeats:
 
     def hear(self, position: Position) -> None:
         """Somebody knows the catalogue up to `position`."""
-        self.heard = max(self.heard, position)
+        if position > self.heard:
+            self.heard = position
+            self.on_doubt()
 
     def status_of(self, name: str) -> Status:
         """What this server holds another for."""
@@ -154,6 +158,8 @@ class Heartbeats:
             self.acknowledgements[name] = Acknowledgement(
                 kind=server.kind, sent_at=sent_at, held_for=answer.held_for, position=answer.position
             )
+        if answer.held_for is not Status.RUNNING:
+            self.on_doubt()
         self._think(name, pulse, answered(pulse, server.status))
 
     def _think(self, name: str, before: Pulse, after: Pulse) -> None:

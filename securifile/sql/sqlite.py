@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from twisted.internet.defer import Deferred, DeferredLock
 from twisted.logger import Logger
@@ -124,6 +125,8 @@ class SqliteDatabase:
         self._closed = False
         self._failing = False
         """Whether the last transaction failed by what holds the file or the disk: said once, not for each that comes."""
+        self.around_commit: Callable[[], None] = lambda: None
+        """Called just before and just after each COMMIT, for processes that share the file; must not raise."""
         self._writer_turn = DeferredLock()
         self._writer = self._connect()
         if image is not None:
@@ -241,6 +244,7 @@ class SqliteDatabase:
             raise DatabaseUnavailable("the database is closed")
 
     def _commit(self, name: str) -> None:
+        self.around_commit()
         try:
             self._writer.execute("COMMIT")
         except sqlite3.Error as error:
@@ -249,6 +253,8 @@ class SqliteDatabase:
                 self._log.error("the disk failed in COMMIT of {transaction}: {error}", transaction=name, error=str(error))
                 raise OutcomeUnknown(f"the disk failed while {name} was committed: {error}") from error
             raise _translation(error) from error
+        finally:
+            self.around_commit()
 
     def _connect(self) -> sqlite3.Connection:
         with _translated():
@@ -263,6 +269,39 @@ class SqliteDatabase:
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute(f"PRAGMA synchronous = {self._synchronous}")
             return connection
+
+
+class SqliteReader:
+    """A database file that another process writes, opened by the constructor: each question is answered from one state of it.
+
+    Raises:
+        DatabaseUnavailable: it cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        with _translated():
+            self._connection = sqlite3.connect(
+                f"file:{quote(str(path))}?mode=ro", uri=True, timeout=BUSY_S, isolation_level=None, cached_statements=PREPARED_STATEMENTS
+            )
+
+    def ask(self, work: Callable[[Any], Awaitable[T]]) -> T:
+        """Run `work(sql)` on what is committed now, at once; it waits for nothing but `sql`.
+
+        Raises:
+            DatabaseUnavailable: the file is held by another, or the disk does not play along.
+        """
+        sql = SqliteSql(self._connection)
+        try:
+            with _translated():
+                self._connection.execute("BEGIN")
+            return run_now(work(sql))
+        finally:
+            sql.end()
+            _roll_back(self._connection)
+
+    def close(self) -> None:
+        """Ask nothing any more."""
+        self._connection.close()
 
 
 def run_now(question: Awaitable[T]) -> T:

@@ -8,7 +8,7 @@ import pytest
 
 from securifile.model.ids import BEGINNING, Position
 from securifile.model.servers import ServerKind, Status
-from securifile.model.standing import FRESH_INTERVALS, Acknowledgement, Standing, standing
+from securifile.model.standing import FRESH_INTERVALS, Acknowledgement, Standing, lasts_until, standing
 
 NOW = 1000.0
 INTERVAL = 0.5
@@ -116,3 +116,32 @@ def test_who_is_behind_waits() -> None:
     assert judge(3, ok, known=Position(1, 8)).serves
     assert not judge(3, ok, known=Position(1, 99), heard=Position(2, 0)).serves
     assert not judge(3, {}, known=Position(1, 6)).behind
+
+
+@pytest.mark.parametrize("nodes", range(1, 6))
+@pytest.mark.parametrize("serve_alone", [False, True])
+def test_a_standing_lasts_as_long_as_it_is_judged_to(nodes: int, serve_alone: bool) -> None:
+    """Up to the moment that is told beforehand a node may serve, and not one moment longer, whoever has answered when."""
+    ages = [None, 0.0, 0.4, 1.2, 2.0]
+    for told in product(ages, repeat=nodes):
+        # The first is an admin server's, the rest are those of the other nodes.
+        acknowledgements = {
+            f"server{number}": acknowledged(ServerKind.ADMIN if number == 0 else ServerKind.NODE, NOW - age)
+            for number, age in enumerate(told)
+            if age is not None
+        }
+        until = lasts_until(acknowledgements, nodes=nodes, interval_s=INTERVAL, serve_alone=serve_alone)
+        for moment in (NOW, until - 0.001, until + 0.001):
+            if abs(moment) == float("inf"):
+                continue
+            judged = standing(
+                moment,
+                acknowledgements,
+                nodes=nodes,
+                interval_s=INTERVAL,
+                serve_alone=serve_alone,
+                known=HERE,
+                heard=HERE,
+                objectors={},
+            )
+            assert judged.serves == (moment < until), (told, moment, until)

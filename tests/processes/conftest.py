@@ -6,6 +6,7 @@ logs are shown; else the directory is removed.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -17,6 +18,8 @@ from securifile.local.cluster import ADMIN, LocalCluster
 from securifile.local.network import Network, missing
 
 HERE = Path(__file__).parent
+HTTPS_PROCESSES = "SECURIFILE_HTTPS_PROCESSES"
+"""An environment variable: how many processes each node has for people's connections beside its own, where a test does not say."""
 NODES = [f"node{number}" for number in range(1, 6)]
 PEOPLE = "people"
 _failed = pytest.StashKey[bool]()
@@ -54,6 +57,8 @@ def running(
         prepare: entered before the cluster is started, and left after it was stopped.
     """
     module = request.node.getparent(pytest.Module)
+    if HTTPS_PROCESSES in os.environ:
+        options = {"https_processes": int(os.environ[HTTPS_PROCESSES]), **options}
     cluster = LocalCluster(Path(tempfile.mkdtemp(prefix="securifile-")), **options)  # type: ignore[arg-type]
     cluster.directory.chmod(0o755)
     module.stash.setdefault(_clusters, []).append(cluster)
