@@ -12,6 +12,8 @@ from securifile.local.processes import twistd
 
 US = "SecuriFile"
 PERSON = "alice"
+WATCHER = "watcher"
+"""An administrator, who may see metrics."""
 NODES = 3
 """As many as there are copies, and a node without one when there is one copy only."""
 PLACE = f"/api/v1/files/{PERSON}/bench"
@@ -54,7 +56,17 @@ class SecuriFile:
 
     def set_replicas(self, replicas: int) -> None:
         """Make so many copies beside the origin's from now on."""
-        self.cluster.operator().request("PATCH", "/api/v1/settings", json={"replicas": replicas}).must(200)
+        self.set(replicas=replicas)
+
+    def set(self, **settings: object) -> None:
+        """Change settings of the cluster."""
+        self.cluster.operator().request("PATCH", "/api/v1/settings", json=settings).must(200)
+
+    def metrics(self, name: str) -> str:
+        """What a node tells of itself."""
+        if WATCHER not in self.cluster.plan.accounts:
+            self.cluster.add_user(WATCHER, administrator=True)
+        return self.cluster.http(name, WATCHER).request("GET", "/metrics").must(200).body.decode("ascii")
 
     def roots(self) -> list[int]:
         """See `Target`."""

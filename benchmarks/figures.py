@@ -21,6 +21,8 @@ class Sample:
     """Bytes, or requests."""
     cpu_s: float
     """Of all processes of the server."""
+    p50_s: float | None = None
+    """The time that half of the requests stayed below."""
     p99_s: float | None = None
     """The time that all but one in a hundred of the requests stayed below."""
 
@@ -37,6 +39,8 @@ class Measure(StrEnum):
     """Our rate, as a multiple of another server's in the same round."""
     RATE = "rate"
     """Requests a second."""
+    P50 = "p50"
+    """Milliseconds."""
     P99 = "p99"
     """Milliseconds."""
     CPU = "cpu"
@@ -101,6 +105,8 @@ def judge(goal: Goal, us: str, samples: dict[str, list[Sample]]) -> Spread | Non
             return None if theirs is None else ratios(ours, theirs)
         case Measure.CPU:
             return cpu_per_gib(ours)
+        case Measure.P50:
+            return Spread.of([1000 * (sample.p50_s or 0.0) for sample in ours])
         case Measure.P99:
             return Spread.of([1000 * (sample.p99_s or 0.0) for sample in ours])
         case _:

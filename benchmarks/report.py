@@ -58,6 +58,8 @@ def _about(goal: Goal) -> str:
             return f"× {goal.against}"
         case Measure.RATE:
             return "requests a second"
+        case Measure.P50:
+            return "half of them within, ms"
         case Measure.P99:
             return "99 of 100 within, ms"
         case Measure.CPU:

@@ -8,6 +8,7 @@ import attrs
 
 from benchmarks.cluster import SecuriFile
 from benchmarks.figures import Goal, Measure
+from benchmarks.trips import BulkAndHeartbeats
 from benchmarks.work import Download, Files, Sizes, SmallDownloads, SmallUploads, Upload, Work
 
 NGINX, SWIFT = "nginx", "Swift"
@@ -105,6 +106,15 @@ def rows(sizes: Sizes, files: Files) -> Sequence[Row]:
             work=Upload(files=files, size=part, count=parts),
             others=both,
             goals=(at_least(SWIFT, 1.5, 2.5),),
+        ),
+        Row(
+            name="heartbeats",
+            title=f"Heartbeats while {parts} files go up, three copies",
+            unit="MiB/s",
+            replicas=2,
+            work=BulkAndHeartbeats(files=files, size=part, count=parts),
+            others=(),
+            goals=(Goal(measure=Measure.P50, must=2, aim=0.5), Goal(measure=Measure.P99, must=15, aim=5)),
         ),
         Row(
             name="put-small",

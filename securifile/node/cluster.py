@@ -21,6 +21,7 @@ from securifile.model.records import AuditRecord
 from securifile.model.roster import Roster
 from securifile.model.servers import HostPort, ServerKind, Status
 from securifile.model.standing import FRESH_INTERVALS, Standing, lasts_until, standing
+from securifile.model.trips import Trips
 from securifile.node.cluster_time import ClusterTime
 from securifile.node.index import Index
 from securifile.node.locks import Granter, Locks
@@ -89,6 +90,8 @@ class Cluster:
         self._turned_away: Counter[str] = Counter()
         """How often in a row each admin server did not know this node for a member."""
         self._introduced: list[Server] = []
+        self.trips = Trips()
+        """How long heartbeats and their answers took."""
         self.roster = Roster()
         self.granter = Granter(clock)
         self.heartbeats = Heartbeats(
@@ -161,6 +164,7 @@ class Cluster:
         return link is not None and link.connected
 
     def _answered(self, server: Server, answer: m.HeartbeatAnswer, trip_s: float) -> None:
+        self.trips.note(server.name, trip_s)
         if server.kind is ServerKind.ADMIN:
             self._turned_away.clear()
             if answer.wall:

@@ -75,7 +75,7 @@ def node_app(
     async def metrics_route(request: Request, access: Access) -> Answer | Streamed:
         if not access.signed_in.person.administrator:
             raise Refusal(Code.FORBIDDEN, "Only administrators may see this.")
-        lines = "".join(f"securifile_{key} {value:.15g}\n" for key, value in sorted(metrics().items())).encode("ascii")
+        lines = "".join(f"securifile_{key} {value:.15g}\n" for key, value in metrics().items()).encode("ascii")
         sink = request.start(200, [(b"Content-Type", b"text/plain; version=0.0.4")], len(lines))
         await sink.write(lines)
         sink.finish()
@@ -109,6 +109,7 @@ def node_metrics(cluster: Cluster, index: Index) -> dict[str, float]:
         "nodes": float(len(cluster.roster.nodes)),
         "nodes_running": float(len(cluster.roster.running)),
         "admins_known": float(len(cluster.roster.of_kind(ServerKind.ADMIN))),
+        **cluster.trips.metrics("heartbeat_trip_seconds"),
     }
 
 
