@@ -9,6 +9,7 @@ such pairs is what counts. Clients are written in C (curl, wrk), so that the cli
     figures     values: a sample, a goal; and the statistics of many
     rows        what is measured, and what it must come to
     work        one piece of work on one server, measured
+    trips       round trips of heartbeats meanwhile; `returning`: a node that is verified
     targets     what is measured: `cluster` (SecuriFile), `nginx`, `swift`
     clients     curl and wrk
     processes   CPU time and memory of whole process trees

@@ -20,12 +20,13 @@ from benchmarks.figures import Goal, Measure, Sample
 from benchmarks.memory import peaks
 from benchmarks.nginx import Nginx
 from benchmarks.report import Result, figures, lines
-from benchmarks.rows import NGINX, SWIFT, Row, rows
+from benchmarks.returning import OneThread
+from benchmarks.rows import NGINX, ONE_THREAD, SWIFT, Row, rows
 from benchmarks.swift import Swift
 from benchmarks.targets import CannotMeasure, Target
 from benchmarks.work import FULL, QUICK, Files
 
-OTHERS: dict[str, Callable[[Path], Target]] = {NGINX: Nginx, SWIFT: Swift}
+OTHERS: dict[str, Callable[[Path], Target]] = {NGINX: Nginx, SWIFT: Swift, ONE_THREAD: OneThread}
 MEMORY = "memory"
 BEFORE = "before"
 """The name of a second cluster of ours, which runs the code of another checkout."""

@@ -13,6 +13,8 @@ import attrs
 CURL = ("curl", "--silent", "--show-error", "--fail-with-body", "--http1.1")
 TRANSFER_S_MAX = 180
 """A transfer of the largest file at a tenth of what is usual; one that hangs is told as such, and does not hold up the rest."""
+IN_TURN = 16
+"""Uploads at a time, when there are many."""
 ABOUT_THE_TRANSFER = '{"status": %{http_code}, "seconds": %{time_total}, "down": %{size_download}, "up": %{size_upload}}\n'
 
 _WRK_SUMMARY = """
@@ -59,6 +61,17 @@ def download(urls: Sequence[str], ca: Path, headers: Mapping[str, str], size: in
 def upload(urls: Sequence[str], ca: Path, headers: Mapping[str, str], file: Path) -> None:
     """Put a file to all of these at once. Raises `ClientFailed`."""
     _all([[*CURL, *_told(ca, headers), "--output", "/dev/null", "--upload-file", str(file), url] for url in urls])
+
+
+def upload_in_turn(urls: Sequence[str], ca: Path, headers: Mapping[str, str], file: Path) -> None:
+    """Put a file to all of these, some at a time over connections that are kept. Raises `ClientFailed`."""
+    with tempfile.NamedTemporaryFile("w", suffix=".curl", encoding="ascii") as told:
+        told.writelines(f'url = "{url}"\nupload-file = "{file}"\noutput = "/dev/null"\n' for url in urls)
+        told.flush()
+        parallel = ["--parallel", "--parallel-max", str(IN_TURN), "--fail-early", "--config", told.name]
+        ran = subprocess.run([*CURL, *_told(ca, headers), *parallel], capture_output=True, text=True, check=False, timeout=3600)
+    if ran.returncode or len(ran.stdout.splitlines()) != len(urls):
+        raise ClientFailed(f"curl ended with {ran.returncode}: {ran.stderr[-2000:]}")
 
 
 def ask(method: str, url: str, ca: Path, headers: Mapping[str, str]) -> None:

@@ -8,10 +8,11 @@ import attrs
 
 from benchmarks.cluster import SecuriFile
 from benchmarks.figures import Goal, Measure
+from benchmarks.returning import OneThread, Returning
 from benchmarks.trips import BulkAndHeartbeats
 from benchmarks.work import Download, Files, Sizes, SmallDownloads, SmallUploads, Upload, Work
 
-NGINX, SWIFT = "nginx", "Swift"
+NGINX, SWIFT, ONE_THREAD = "nginx", "Swift", OneThread.name
 
 
 @attrs.frozen(kw_only=True)
@@ -124,5 +125,14 @@ def rows(sizes: Sizes, files: Files) -> Sequence[Row]:
             work=SmallUploads(seconds=sizes.many_s),
             others=both,
             goals=(Goal(measure=Measure.RATE, must=300, aim=800),),
+        ),
+        Row(
+            name="verify",
+            title=f"Verification of a returning node, {sizes.verified} files of 1 MiB, three copies",
+            unit="MiB/s",
+            replicas=2,
+            work=Returning(files, sizes.verified),
+            others=(ONE_THREAD,),
+            goals=(at_least(ONE_THREAD, 0.6, 1.5),),
         ),
     )

@@ -18,10 +18,10 @@ from benchmarks.targets import CannotMeasure
 from benchmarks.work import Files
 from securifile.model.settings import ClusterSettings
 
-INTERVAL_S = 0.1
-"""Of heartbeats meanwhile: ten a second each way, so that there is something to count."""
-MISSED_MAX = 30
-"""As many as in three seconds: nobody is to be held for down because more of them are sent."""
+INTERVAL_S = 0.2
+"""Of heartbeats meanwhile: five a second each way, so that there is something to count."""
+MISSED_MAX = 10
+"""Nobody is to be held for down sooner because more of them are sent."""
 USUAL = ClusterSettings()
 
 _BUCKET = re.compile(r'^securifile_heartbeat_trip_seconds_bucket\{server="([^"]+)",le="([^"]+)"\} (\d+)', re.MULTILINE)
@@ -44,6 +44,8 @@ class BulkAndHeartbeats:
         urls = [target.url(f"up-{number}-{one}") for one in range(self.count)]
         target.set(heartbeats_missed_max=MISSED_MAX)
         target.set(heartbeat_interval_s=INTERVAL_S)
+        # The next round still comes after the usual interval, and until then nobody is heard of often enough to serve.
+        time.sleep(2 * USUAL.heartbeat_interval_s)
         try:
             before, cpu_before = self._trips(target), cpu_seconds(target.roots())
             began = time.monotonic()

@@ -28,10 +28,12 @@ class Sizes:
     parts: int
     many_s: float
     """For how long small requests are made."""
+    verified: int
+    """Files of a mebibyte that a returning node has."""
 
 
-FULL = Sizes(large=1024 * MIB, part=64 * MIB, parts=16, many_s=10.0)
-QUICK = Sizes(large=256 * MIB, part=16 * MIB, parts=16, many_s=3.0)
+FULL = Sizes(large=1024 * MIB, part=64 * MIB, parts=16, many_s=10.0, verified=10_000)
+QUICK = Sizes(large=256 * MIB, part=16 * MIB, parts=16, many_s=3.0, verified=1000)
 
 
 class Work(Protocol):

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.clients import ClientFailed
 from benchmarks.nginx import Nginx
+from benchmarks.returning import verified
 from benchmarks.rows import rows
 from benchmarks.targets import CannotMeasure
 from benchmarks.work import QUICK, Download, Files, Upload
@@ -42,3 +43,18 @@ def test_what_goes_up_comes_down(tmp_path: Path) -> None:
         assert up.run(nginx, 0).amount == 600_000
     finally:
         nginx.stop()
+
+
+def test_a_verification_takes_from_the_first_challenge_until_the_node_is_running() -> None:
+    """By the audit trail, in which there may be an earlier one; one that is still under way is waited for."""
+
+    def record(second: int, event: str, detail: str) -> dict[str, str]:
+        return {"at": f"2026-11-21T12:00:{second:02}.500Z", "event": event, "detail": detail}
+
+    before = [record(1, "verification", "by node2"), record(3, "status", "down -> running"), record(5, "status", "running -> down")]
+    now = [record(10, "verification", "by node2"), record(12, "verdict", "by node2: all good")]
+    assert verified([]) is None
+    assert verified([*before, *now]) is None
+    times = verified([*before, *now, record(13, "status", "down -> running")])
+    assert times is not None
+    assert (times[1] - times[0]).total_seconds() == 3
