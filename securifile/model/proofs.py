@@ -44,10 +44,14 @@ class Proof:
 
 @attrs.frozen(kw_only=True)
 class Reading:
-    """What a server read of its own copy for the same question; empty digests: it is not there or cannot be read."""
+    """What a server read of its own copy for the same question; without `keyed`: it is not there or cannot be read."""
 
     plain: bytes = b""
+    """Digest of the whole blob; empty when it was not computed."""
     keyed: bytes = b""
+    present: bool = True
+    noted: bytes = b""
+    """The digest in its sidecar."""
     problem: str = ""
     """Why it cannot be read, in words."""
     passing: bool = False

@@ -47,13 +47,15 @@ def judge(
         number: the version that was asked for.
         digest: the one recorded for it.
         whole: whether the whole blob was asked for.
-        own: the challenger's own reading; None when it verifies itself.
+        own: the challenger's own reading; None when it verifies itself. Of a whole blob without its plain digest, when its sidecar has
+            the recorded one and each block is what was written then.
         still_current: whether the version is still current, and recorded as durable on the prover, at the time of judging.
 
     Returns:
-        The verdict, and whether the challenger's own copy is bad (which is then nobody else's fault). The verdict is None when picked
-        blocks differ: each block of both is what was once written there, and which of the two is of the recorded version only the
-        recorded digest can tell. So both are to be read whole, and judged again.
+        The verdict, and whether the challenger's own copy is bad (which is then nobody else's fault). The verdict is None when what was
+        keyed differs and the plain digest of the whole is not known of both: each block of both is what was once written there, and
+        which of the two is of the recorded version only the recorded digest can tell. So both are to be read whole, with that digest,
+        and judged again.
     """
     if not still_current:
         return Verdict.GONE, False
@@ -61,7 +63,7 @@ def judge(
         own = None
         own_bad = False
     else:
-        own_bad = own.plain != digest if whole else not own.keyed
+        own_bad = own.plain != digest if whole and own.plain else not own.keyed
     if not proof.present:
         return _absent(proof.knows, number), own_bad
     if not proof.keyed or (whole and proof.plain != digest):
@@ -69,7 +71,7 @@ def judge(
     if own is None or own_bad or proof.keyed == own.keyed:
         return Verdict.OK, own_bad
     # It has the recorded digest, and ours is the recorded one, too; but it is not keyed with the nonce: it has not read its disk.
-    return (Verdict.CORRUPT if whole else None), own_bad
+    return (Verdict.CORRUPT if whole and own.plain else None), own_bad
 
 
 def _absent(knows: int | None, number: int) -> Verdict:

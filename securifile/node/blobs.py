@@ -34,6 +34,7 @@ from securifile.model.ids import AttemptId, EntryId, Position
 from securifile.model.interfaces import IBlobReader, IBlobStore, IBlobWriter, IByteSource, IWorker
 from securifile.node.at_hand import SMALL_BYTES_MAX, AtHand
 from securifile.node.blob_folder import BlobFolder, Recovery
+from securifile.node.feeding import Feeding, Parts, whole
 from securifile.node.files import OS_FILES, Files
 from securifile.node.sidecars import BLOCK_BYTES, BlockChecksums, SidecarFile
 from securifile.node.staged_folder import StagedFolder
@@ -179,6 +180,19 @@ class DiskBlobs:
     def close_small(self) -> None:
         """Close the files that are kept open for `small`: their blobs may have left, by another process."""
         self._at_hand.close_all()
+
+    def feed(self, attempt: AttemptId, take: Callable[[bytes], object], parts: Parts = whole) -> Deferred[Sidecar]:
+        """See `IBlobStore`."""
+        return Deferred.fromCoroutine(self._feed(Feeding(self._folder, attempt, take, parts)))
+
+    async def _feed(self, feeding: Feeding) -> Sidecar:
+        try:
+            while True:
+                sidecar: Sidecar | None = await self.worker.do(feeding.step)
+                if sidecar is not None:
+                    return sidecar
+        finally:
+            feeding.give_up()
 
     def commit(self, attempt: AttemptId, version: int, position: Position) -> Deferred[None]:
         """See `IBlobStore`. Not fsynced: the catalogue knows."""

@@ -54,8 +54,6 @@ class Stores:
     index: Index
     audit: Any
     """An `IAuditLog`."""
-    worker: Any
-    """An `IWorker`, for hashing."""
     audit_kept: Callable[[str, int], None]
     """Told up to which number of which boot an admin server has kept the records."""
 
@@ -105,7 +103,6 @@ class Node:
             name=name,
             index=index,
             blobs=stores.blobs,
-            worker=stores.worker,
             ask=lambda peer, message, timeout_s: self.cluster.ask(peer, message, timeout_s),
             settings=lambda: self.cluster.roster.settings,
             own_copy_bad=lambda attempt, reason: self._quarantine.suspect(attempt, reason),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import attrs
 from twisted.internet import defer
@@ -14,6 +14,7 @@ from securifile.model.entries import BlobSummary, Sidecar, Space, WholeBlob
 from securifile.model.errors import BlobExists, CorruptBlock, DiskFull, NoSuchBlob, StreamBroken
 from securifile.model.ids import AttemptId, EntryId, Position
 from securifile.model.interfaces import IBlobReader, IBlobStore, IBlobWriter, IByteSource
+from securifile.node.feeding import Parts, whole
 from securifile.node.sidecars import BLOCK_BYTES
 
 
@@ -69,6 +70,18 @@ class MemoryBlobs:
     def small(self, attempt: AttemptId) -> Deferred[bytes]:
         """See `IBlobStore`."""
         return defer.execute(lambda: MemoryBlobReader(self._blob(attempt)).first())
+
+    def feed(self, attempt: AttemptId, take: Callable[[bytes], object], parts: Parts = whole) -> Deferred[Sidecar]:
+        """See `IBlobStore`."""
+        return defer.execute(self._feed, attempt, take, parts)
+
+    def _feed(self, attempt: AttemptId, take: Callable[[bytes], object], parts: Parts) -> Sidecar:
+        blob = self._blob(attempt)
+        reader = MemoryBlobReader(blob)
+        for start, stop in parts(reader.size):
+            for piece in reader.pieces(start, stop):
+                take(piece)
+        return blob.sidecar
 
     def commit(self, attempt: AttemptId, version: int, position: Position) -> Deferred[None]:
         """See `IBlobStore`."""
@@ -217,6 +230,12 @@ class MemoryBlobReader:
     def first(self) -> bytes:
         """What is in the first block."""
         return self._piece(0, self.size)
+
+    def pieces(self, start: int, stop: int) -> Iterator[bytes]:
+        """What is in a range, block by block."""
+        while piece := self._piece(start, stop):
+            start += len(piece)
+            yield piece
 
     def _piece(self, at: int, stop: int) -> bytes:
         if self._closed:

@@ -156,11 +156,11 @@ class NodeService(Service):
         await spool.open()
         self._undo.append(spool.close)
 
-        await self._run(me, identity, blobs, index, spool, worker)
+        await self._run(me, identity, blobs, index, spool)
         say_ready(folder, name=membership.name, url=url, protocol_address=str(address))
         self._log.info("node {name} is ready at {url}", name=membership.name, url=url)
 
-    async def _run(self, me: Self, identity: Identity, blobs: DiskBlobs, index: Index, spool: Spool, worker: ThreadWorker) -> None:
+    async def _run(self, me: Self, identity: Identity, blobs: DiskBlobs, index: Index, spool: Spool) -> None:
         clock, tls = self._reactor, self._options.tls
         current = CurrentCredentials(Credentials.of(identity, TrustAnchors.load(str(self._options.data))))
         certificate = HttpsCertificate.of(identity)
@@ -185,7 +185,7 @@ class NodeService(Service):
         )
         node = Node(
             world,
-            Stores(blobs=blobs, index=index, audit=spool, worker=worker, audit_kept=sender.confirmed),
+            Stores(blobs=blobs, index=index, audit=spool, audit_kept=sender.confirmed),
             me,
         )
         await self._listen_to_peers(node, index, me.identity, current, world.traffic)

@@ -1,24 +1,29 @@
 """Verification: this node as challenger of a returning one, and as prover when it returns itself.
 
-The rules are in `model/verification.py`; here disks are read and questions sent. The challenger asks in batches and reads its own copies
-meanwhile. The prover reads each blob once a rejoin, however many challengers ask for it. What no challenger holds, it is asked to check
-against the recorded digests itself.
+The rules are in `model/verification.py`; here disks are read and questions sent. The challenger asks in batches, and reads its own
+copies meanwhile. The prover reads each blob once a rejoin, however many challengers ask for it. What no challenger holds, it is
+asked to check against the recorded digests itself.
+
+Only the prover computes the recorded digest, which is the slow one. The challenger's own bytes are compared with the prover's by the
+keyed digest, and are vouched for by their blocks' checksums and the digest in their sidecar, as in a scrub. When that is not enough
+to tell whose copy is bad, it computes the digest as well, before anybody is blamed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
 
 import attrs
 from blake3 import blake3
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredSemaphore, FirstError, gatherResults
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from securifile.model.digests import DigestAlgorithm
+from securifile.model.entries import Version
 from securifile.model.errors import Code, CorruptBlock, DeadlineExceeded, NoSuchBlob, PeerUnreachable, Refusal
 from securifile.model.facts import File
 from securifile.model.ids import AttemptId
@@ -54,7 +59,12 @@ READ_BYTES_S = 200 * 1024 * 1024
 NAMED_MAX = 100
 """Bad copies named in a report; they are all counted."""
 
+READINGS = 2
+"""Blobs that are read at a time, whoever asks: a core for each on a small machine, and still nearly in order for a disk that turns."""
+
 UNREADABLE = (CorruptBlock, OSError)
+
+T = TypeVar("T")
 
 
 @attrs.frozen(kw_only=True)
@@ -88,7 +98,6 @@ class Verification:
         name: str,
         index: Index,
         blobs: Any,
-        worker: Any,
         ask: Ask,
         settings: Callable[[], ClusterSettings],
         own_copy_bad: Callable[[AttemptId, str], None],
@@ -102,12 +111,12 @@ class Verification:
         self._name = name
         self._index = index
         self._blobs = blobs
-        self._worker = worker
         self._ask = ask
         self._settings = settings
         self._own_copy_bad = own_copy_bad
         self._checked = checked
         self._nonce = b""
+        self._at_the_disk = DeferredSemaphore(READINGS)
         self._readings: dict[tuple[AttemptId, bool], Deferred[Any]] = {}
 
     @property
@@ -190,18 +199,33 @@ class Verification:
             await deferLater(self._clock, 0)
 
     async def _judged(self, asked: m.Verify, files: Sequence[File], whole: bool) -> list[_Judged]:
-        """Ask for these and judge the answers. Where picked blocks differ, both sides read the whole file before anybody is blamed."""
-        proofs = await self._settled_proofs(asked, files, whole)
+        """Ask for these and judge the answers.
+
+        Where both copies are sound in themselves and differ, both sides read the file whole, with the recorded digest, before anybody is
+        blamed.
+        """
+        is_own = asked.subject == self._name
+        reading = _all([self._own(asked.nonce, file.version, whole) for file in files] if not is_own else [])
+        try:
+            proofs = await self._settled_proofs(asked, files, whole)
+        except BaseException:
+            reading.cancel()
+            reading.addErrback(lambda failure: None)
+            raise
+        owns: Sequence[Reading | None] = await reading or [None] * len(files)
+        now = {file.id: file for file in await directory.files(self._index.sql, [file.id.value for file in files])}
         found = []
-        for file, proof in zip(files, proofs, strict=True):
-            verdict, own_bad = await self._judge(asked, file, proof, whole)
+        for file, proof, own in zip(files, proofs, owns, strict=True):
+            verdict, own_bad = self._judge(asked, file, proof, own, now.get(file.id), whole)
             if verdict is None:
                 self._log.warn(
-                    "picked blocks of {file} differ: it is read whole here and on {subject}", file=str(file.id), subject=asked.subject
+                    "the copies of {file} differ: it is read whole here and on {subject}", file=str(file.id), subject=asked.subject
                 )
                 (proof,) = await self._settled_proofs(asked, [file], True)
-                verdict, own_bad = await self._judge(asked, file, proof, True)
-                assert verdict is not None, "a whole file has a verdict"
+                own = await self._read(asked.nonce, file.version.attempt, file.version.algorithm)
+                known = await directory.entry_by_id(self._index.sql, file.id)
+                verdict, own_bad = self._judge(asked, file, proof, own, known if isinstance(known, File) else None, True)
+                assert verdict is not None, "with the recorded digest of both there is a verdict"
             found.append(_Judged(verdict=verdict, own_bad=own_bad, reason=proof.problem if verdict is Verdict.CORRUPT else ""))
         return found
 
@@ -255,18 +279,26 @@ class Verification:
                     raise
             await deferLater(self._clock, AGAIN_S)
 
-    async def _judge(self, asked: m.Verify, file: File, proof: Proof, whole: bool) -> tuple[Verdict | None, bool]:
+    def _judge(
+        self, asked: m.Verify, file: File, proof: Proof, own: Reading | None, now: File | None, whole: bool
+    ) -> tuple[Verdict | None, bool]:
+        """Judge one proof by what the index says `now` of the file."""
         version = file.version
-        own: Reading | None = None
-        if asked.subject != self._name and proof.present:
-            own = await self._read(asked.nonce, version.attempt, version.algorithm, whole) or Reading()
-        known = await directory.file_by_attempt(self._index.sql, file.id, version.attempt)
-        holders = () if known is None else known.version.holders
+        holders = () if now is None or now.version.attempt != version.attempt else now.version.holders
         if self._name not in holders:
             # Meanwhile somebody else was given our copy, and what is here may have been dropped.
             own = None
         still = asked.subject in holders
         return judge(proof, number=version.number, digest=version.digest, whole=whole, own=own, still_current=still)
+
+    async def _own(self, nonce: bytes, version: Version, whole: bool) -> Reading:
+        """The challenger's own copy: keyed; of whole files vouched for by its checksums, or with its plain digest where they do not."""
+        own = await self._read(nonce, version.attempt, None, picked=not whole)
+        if whole and own.keyed and own.noted != version.digest:
+            own = await self._read(nonce, version.attempt, version.algorithm)
+        if whole and own.keyed and (own.plain or own.noted) == version.digest:
+            self._checked(version.attempt)
+        return own
 
     # --- prover ---
 
@@ -276,65 +308,74 @@ class Verification:
     async def _answer(self, asked: m.Challenge) -> m.Proofs:
         if asked.nonce != self._nonce:
             self._nonce, self._readings = asked.nonce, {}
-        return m.Proofs(proofs=tuple([await self._proof(asked, item) for item in asked.items]))
+        recorded: dict[AttemptId, bytes] = {}
+        if asked.whole:
+            for file in await directory.files(self._index.sql, [item.file.value for item in asked.items]):
+                recorded[file.version.attempt] = file.version.digest
+        return m.Proofs(proofs=tuple(await _all([self._proof(asked, item, recorded.get(item.attempt)) for item in asked.items])))
 
-    async def _proof(self, asked: m.Challenge, item: m.ChallengeItem) -> Proof:
+    async def _proof(self, asked: m.Challenge, item: m.ChallengeItem, recorded: bytes | None) -> Proof:
         key = item.attempt, asked.whole
         reading = self._readings.get(key)
         if reading is None:
-            reading = self._readings[key] = Deferred.fromCoroutine(self._read(asked.nonce, item.attempt, item.algorithm, asked.whole))
+            reading = self._readings[key] = Deferred.fromCoroutine(self._proving(asked, item, recorded))
             # Whoever waits for it must be told, and not wait for ever.
             reading.addErrback(_Broken)
         # A second challenger waits for the same reading: it must not be consumed by the first.
-        shared: Deferred[Reading | None] = Deferred()
+        shared: Deferred[Reading] = Deferred()
         reading.addCallback(_passing_on(shared))
         found = await shared
-        if found is not None and found.passing:
+        if found.passing:
             # Nothing was read: whoever asks again has it tried again.
             self._readings.pop(key, None)
-        if found is None:
+        if not found.present:
             current = await directory.entry_by_id(self._index.sql, item.file)
             knows = current.version.number if isinstance(current, File) else None
             return Proof(attempt=item.attempt, present=False, knows=knows)
         return Proof(attempt=item.attempt, present=True, plain=found.plain, keyed=found.keyed, problem=found.problem, passing=found.passing)
 
+    async def _proving(self, asked: m.Challenge, item: m.ChallengeItem, recorded: bytes | None) -> Reading:
+        found = await self._read(asked.nonce, item.attempt, item.algorithm if asked.whole else None, picked=not asked.whole)
+        if recorded is not None and found.plain == recorded:
+            self._checked(item.attempt)
+        return found
+
     # --- the disk ---
 
-    async def _read(self, nonce: bytes, attempt: AttemptId, algorithm: DigestAlgorithm, whole: bool) -> Reading | None:
-        """Both digests of a blob from one reading; None when it is not there, and the problem when it cannot be read."""
-        try:
-            reader = await self._blobs.open(attempt)
-        except NoSuchBlob:
-            return None
-        except UNREADABLE as error:
-            return unreadable(error)
-        plain, keyed = algorithm.hasher(), blake3(key=nonce)
+    async def _read(self, nonce: bytes, attempt: AttemptId, algorithm: DigestAlgorithm | None, *, picked: bool = False) -> Reading:
+        """The keyed digest of a blob, or of blocks picked by the nonce, and with an algorithm the plain one, from one reading."""
+        plain, keyed = None if algorithm is None else algorithm.hasher(), blake3(key=nonce)
 
         def take(data: bytes) -> None:
-            if whole:
+            if plain is not None:
                 plain.update(data)
             keyed.update(data)
 
-        blocks = -(-reader.size // BLOCK_BYTES)
-        parts = (
-            [(0, reader.size)]
-            if whole
-            else [(block * BLOCK_BYTES, min((block + 1) * BLOCK_BYTES, reader.size)) for block in picked_blocks(nonce, attempt, blocks)]
-        )
+        def parts(size: int) -> Sequence[tuple[int, int]]:
+            if not picked:
+                return [(0, size)]
+            blocks = picked_blocks(nonce, attempt, -(-size // BLOCK_BYTES))
+            return [(block * BLOCK_BYTES, min((block + 1) * BLOCK_BYTES, size)) for block in blocks]
+
         try:
-            for start, stop in parts:
-                source = reader.source(start, stop)
-                while data := await source.read():
-                    await self._worker.do(take, data)
+            async with self._at_the_disk:
+                sidecar = await self._blobs.feed(attempt, take, parts)
+        except NoSuchBlob:
+            return Reading(present=False)
         except UNREADABLE as error:
             return unreadable(error)
-        finally:
-            reader.close()
-        if whole:
-            file = await directory.file_of_attempt(self._index.sql, attempt)
-            if file is not None and file.version.digest == plain.digest():
-                self._checked(attempt)
-        return Reading(plain=plain.digest() if whole else b"", keyed=keyed.digest())
+        return Reading(plain=b"" if plain is None else plain.digest(), keyed=keyed.digest(), noted=sidecar.digest)
+
+
+def _all(work: Sequence[Coroutine[Any, Any, T]]) -> Deferred[list[T]]:
+    """The results of all, or the first error. May be cancelled, with all that is still under way."""
+    doing = gatherResults([Deferred.fromCoroutine(one) for one in work], consumeErrors=True)
+
+    def failed(failure: Failure) -> Failure:
+        error = failure.value
+        return error.subFailure if isinstance(error, FirstError) else failure
+
+    return doing.addErrback(failed)
 
 
 @attrs.frozen

@@ -493,7 +493,6 @@ class SimulatedCluster:
             index=index,
             audit=SimulatedAudit(clock, machine.takes_s, machine.audit),
             audit_kept=lambda boot, number: None,
-            worker=life.worker,
         )
         me = _of(
             Self,

@@ -81,6 +81,14 @@ def test_the_digest_alone_is_not_enough() -> None:
     assert whole(attrs.evolve(GOOD, keyed=b"")) == (Verdict.CORRUPT, False)
 
 
+def test_an_own_copy_that_its_checksums_vouch_for_is_compared_without_its_digest() -> None:
+    """It says that the prover has read its disk; where the two differ there is no verdict before the digest of both is known."""
+    vouched = Reading(keyed=KEYED, noted=RECORDED)
+    assert whole(GOOD, vouched) == (Verdict.OK, False)
+    assert whole(attrs.evolve(GOOD, plain=b"another", keyed=b"other bytes"), vouched) == (Verdict.CORRUPT, False)
+    assert whole(attrs.evolve(GOOD, keyed=b"kept from an earlier life"), vouched) == (None, False)
+
+
 def test_of_picked_blocks_that_differ_nobody_is_blamed_yet() -> None:
     """The recorded digest is the referee, and it is one of whole files: there is no verdict before both were read whole."""
     assert sampled(attrs.evolve(SAMPLED, keyed=b"other blocks")) == (None, False)
@@ -174,7 +182,7 @@ def test_every_combination(proof: Proof) -> None:
         assert judged(proof, own, still_current=False) == (Verdict.GONE, False)
         verdict, own_bad = judged(proof, own)
         if verdict is None:
-            assert not is_whole and not own_bad and own is not None
+            assert not own_bad and own is not None and not (is_whole and own.plain)
             assert proof.present and proof.keyed and own.keyed and proof.keyed != own.keyed
         if not proof.present or not proof.keyed:
             assert verdict is not Verdict.OK

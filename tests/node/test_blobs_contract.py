@@ -400,3 +400,41 @@ async def test_a_full_disk_refuses_and_leaves_nothing(subject: Subject) -> None:
         await subject.store.open(A)
     with pytest.raises(StreamBroken):
         await writer.replay().read()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_blob_is_fed_to_a_function(subject: Subject) -> None:
+    """All of it, in order and in pieces of a block at most, and the sidecar at the end; of an empty one there is nothing to give."""
+    content = os.urandom(3 * BLOCK + 1000)
+    await put(subject.store, A, content)
+    pieces: list[bytes] = []
+    sidecar = await subject.store.feed(A, pieces.append)
+    assert b"".join(pieces) == content
+    assert max(map(len, pieces)) <= BLOCK
+    assert sidecar.digest == hashlib.sha256(content).digest()
+    await put(subject.store, B, b"")
+    assert (await subject.store.feed(B, lambda piece: pytest.fail("nothing is there"))).size == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_parts_of_a_blob_are_fed(subject: Subject) -> None:
+    """Those that are asked for once its size is known, within blocks or across them."""
+    content = os.urandom(2 * BLOCK + 10)
+    await put(subject.store, A, content)
+    pieces: list[bytes] = []
+    await subject.store.feed(A, pieces.append, lambda size: [(1, 5), (BLOCK - 3, BLOCK + 3), (size - 2, size)])
+    assert b"".join(pieces) == content[1:5] + content[BLOCK - 3 : BLOCK + 3] + content[-2:]
+
+
+@pytest_twisted.ensureDeferred
+async def test_feeding_ends_before_a_bad_block(subject: Subject) -> None:
+    """What came before it was given; a blob that is not there gives nothing."""
+    content = os.urandom(2 * BLOCK)
+    await put(subject.store, A, content)
+    subject.damage(A, BLOCK + 7)
+    pieces: list[bytes] = []
+    with pytest.raises(CorruptBlock):
+        await subject.store.feed(A, pieces.append)
+    assert b"".join(pieces) == content[:BLOCK]
+    with pytest.raises(NoSuchBlob):
+        await subject.store.feed(B, pieces.append)

@@ -36,7 +36,6 @@ from securifile.protocol import messages as m
 from securifile.protocol.connection import PeerIdentity
 from securifile.sql import directory
 from securifile.sql.sqlite import SqliteDatabase, run_now
-from securifile.workers import InlineWorker
 
 BEGAN = 1_800_000_000.0
 EVERY_S = 1000.0
@@ -455,7 +454,6 @@ def test_a_verification_of_whole_files_counts_as_a_check() -> None:
         name="n1",
         index=world.index,
         blobs=world.blobs,
-        worker=InlineWorker(),
         ask=lambda peer, message, timeout_s: Deferred(),
         settings=lambda: world.settings,
         own_copy_bad=world.quarantine.suspect,

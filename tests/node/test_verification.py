@@ -9,20 +9,21 @@ from typing import Any
 import attrs
 import pytest
 from blake3 import blake3
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from securifile.model import facts as f
 from securifile.model.digests import DigestAlgorithm
-from securifile.model.entries import Copy, Version
+from securifile.model.entries import Copy, Sidecar, Version
 from securifile.model.errors import Code, CorruptBlock, DeadlineExceeded, PeerUnreachable, Refusal, StreamBroken
 from securifile.model.ids import AttemptId, EntryId, Position
 from securifile.model.proofs import Proof, Report, Verdict
 from securifile.model.settings import ClusterSettings
 from securifile.model.verification import PICKS, picked_blocks
+from securifile.node import feeding
 from securifile.node.index import Index
-from securifile.node.memory_blobs import MemoryBlobReader, MemoryBlobs
+from securifile.node.memory_blobs import MemoryBlobs
 from securifile.node.sidecars import BLOCK_BYTES
 from securifile.node.verification import (
     AGAIN_S,
@@ -45,40 +46,34 @@ NAMES = ("n1", "n2", "n3")
 
 
 class Blobs(MemoryBlobs):
-    """Counts what is opened, and breaks where a test wants it to."""
+    """Counts what is read, and breaks where a test wants it to; or, when it is told to wait, reads when it is told to go on."""
 
     def __init__(self) -> None:
         super().__init__()
         self.opened: list[AttemptId] = []
         self.breaks: dict[AttemptId, Exception] = {}
+        self.is_waiting = False
+        self._later: list[Deferred[None]] = []
 
-    def open(self, attempt: AttemptId) -> Deferred[MemoryBlobReader]:
+    def feed(self, attempt: AttemptId, take: Callable[[bytes], object], parts: feeding.Parts = feeding.whole) -> Deferred[Sidecar]:
         """See `MemoryBlobs`."""
         self.opened.append(attempt)
-        return fail(self.breaks[attempt]) if attempt in self.breaks else super().open(attempt)
-
-
-class Worker:
-    """Works at once, or, when it is told to wait, when it is told to go on."""
-
-    def __init__(self) -> None:
-        self.is_waiting = False
-        self._later: list[tuple[Deferred[Any], Callable[..., Any], tuple[Any, ...]]] = []
-
-    def do(self, work: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
-        """See `IWorker`."""
-        if not self.is_waiting:
-            return succeed(work(*arguments))
-        done: Deferred[Any] = Deferred()
-        self._later.append((done, work, arguments))
-        return done
+        if attempt in self.breaks:
+            return fail(self.breaks[attempt])
+        go_on: Deferred[None] = Deferred()
+        reading = go_on.addCallback(lambda _: super(Blobs, self).feed(attempt, take, parts))
+        if self.is_waiting:
+            self._later.append(go_on)
+        else:
+            go_on.callback(None)
+        return reading
 
     def go_on(self) -> None:
-        """Do what waits."""
+        """Read what waits."""
         self.is_waiting = False
         later, self._later = self._later, []
-        for done, work, arguments in later:
-            done.callback(work(*arguments))
+        for one in later:
+            one.callback(None)
 
 
 @attrs.define(eq=False)
@@ -86,7 +81,6 @@ class Node:
     """One node's part of it."""
 
     blobs: Blobs
-    worker: Worker
     index: Index
     verification: Verification
     own_bad: list[AttemptId]
@@ -113,18 +107,17 @@ class World:
         index = Index(SqliteDatabase(None), lambda: 0.0)
         run_now(index.open())
         run_now(index.replace(self.position, []))
-        blobs, worker, own_bad = Blobs(), Worker(), list[AttemptId]()
+        blobs, own_bad = Blobs(), list[AttemptId]()
         verification = Verification(
             clock=self.clock,
             name=name,
             index=index,
             blobs=blobs,
-            worker=worker,
             ask=self._ask,
             settings=lambda: self.settings,
             own_copy_bad=lambda attempt, reason: own_bad.append(attempt),
         )
-        return Node(blobs, worker, index, verification, own_bad)
+        return Node(blobs, index, verification, own_bad)
 
     def _ask(self, name: str, message: Any, timeout_s: float) -> Deferred[Any]:
         if name in self.unreachable:
@@ -298,6 +291,31 @@ def test_the_challengers_own_rot_is_its_own() -> None:
     report = world.report("n1", "n2")
     assert (report.bad_count, report.own_bad) == (0, 2)
     assert world.nodes["n1"].own_bad == [files[0].version.attempt, files[2].version.attempt]
+
+
+@pytest.mark.parametrize("cheats", [False, True], ids=["honest", "without having read its disk"])
+def test_a_challenger_computes_the_digest_only_where_somebody_is_to_be_blamed(cheats: bool) -> None:
+    """Its checksums vouch for its copy; a prover that is keyed differently has it, and itself, read again with the recorded digest."""
+    world = World()
+    file = world.file(1, b"was here once")
+
+    def cheat(name: str, proofs: m.Proofs) -> m.Proofs:
+        old = blake3(b"was here once", key=b"o" * 32).digest()
+        return m.Proofs(proofs=tuple(attrs.evolve(proof, keyed=old) for proof in proofs.proofs)) if cheats else proofs
+
+    world.answering = cheat
+    assert verdicts(world.report("n1", "n2")) == ([(1, Verdict.CORRUPT)] if cheats else [])
+    assert world.nodes["n1"].blobs.opened == [file.version.attempt] * (2 if cheats else 1)
+
+
+def test_a_challengers_copy_of_something_else_is_its_own_fault() -> None:
+    """Its blocks are what was written, and its sidecar has another digest than the record: it is read again, and is the bad one."""
+    world = World()
+    file = world.file(1, b"recorded")
+    world.nodes["n1"].blobs.drop(file.version.attempt)
+    world.store("n1", file, b"of something else")
+    report = world.report("n1", "n2")
+    assert (verdicts(report), report.own_bad) == ([], 1)
 
 
 def test_both_copies_are_rotten() -> None:
@@ -635,7 +653,7 @@ def test_a_disk_that_hangs_interrupts_its_own_node() -> None:
     """Nobody waits for ever for a node that verifies itself."""
     world = World()
     world.file(1, b"of one", on=("n2",))
-    world.nodes["n2"].worker.is_waiting = True
+    world.nodes["n2"].blobs.is_waiting = True
     outcome = world.verify("n2", "n2", challengers=("n1",))
     world.clock.advance(PROGRESS_S - 1)
     assert outcome == []
@@ -661,7 +679,7 @@ def test_challengers_share_a_reading_under_way() -> None:
     """Both wait for the same one; that one of them goes away does not take it from the other."""
     world = World()
     world.file(1, b"of three", on=NAMES)
-    world.nodes["n2"].worker.is_waiting = True
+    world.nodes["n2"].blobs.is_waiting = True
     challenge = Deferred.fromCoroutine(world.handle("n1", m.Verify(subject="n2", nonce=NONCE, position=world.position)))
     challenge.addErrback(lambda failure: None)
     others = world.verify("n3", "n2")
@@ -669,7 +687,7 @@ def test_challengers_share_a_reading_under_way() -> None:
     prover.addErrback(lambda failure: None)
     prover.cancel()
     assert others == []
-    world.nodes["n2"].worker.go_on()
+    world.nodes["n2"].blobs.go_on()
     assert reported(others).bad_count == 0
     assert len(world.nodes["n2"].blobs.opened) == 1
 
