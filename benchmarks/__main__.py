@@ -14,20 +14,26 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
+
 from benchmarks import history
 from benchmarks.cluster import US, SecuriFile
 from benchmarks.figures import Goal, Measure, Sample
 from benchmarks.memory import peaks
 from benchmarks.nginx import Nginx
+from benchmarks.plot import plot
 from benchmarks.report import Result, figures, lines
 from benchmarks.returning import OneThread
 from benchmarks.rows import NGINX, ONE_THREAD, SWIFT, Row, rows
+from benchmarks.scale import COUNTS, COUNTS_QUICK, Cost, Scale, table
 from benchmarks.swift import Swift
 from benchmarks.targets import CannotMeasure, Target
 from benchmarks.work import FULL, QUICK, Files
 
 OTHERS: dict[str, Callable[[Path], Target]] = {NGINX: Nginx, SWIFT: Swift, ONE_THREAD: OneThread}
 MEMORY = "memory"
+SCALE = "scale"
+"""Only when it is named: it fills a catalogue with a million files."""
 BEFORE = "before"
 """The name of a second cluster of ours, which runs the code of another checkout."""
 
@@ -58,6 +64,12 @@ def main(arguments: Sequence[str]) -> int:
         if options.before:
             targets[BEFORE] = SecuriFile(folder / BEFORE, BEFORE, options.before)
             stack.callback(targets[BEFORE].stop)
+        if SCALE in options.rows:
+            us = SecuriFile(folder / SCALE, checkout=options.now)
+            stack.callback(us.stop)
+            costs = _scale(us, files, COUNTS_QUICK if options.quick else COUNTS, options.plot)
+            history.append(options.history, began, [attrs.asdict(cost) for cost in costs], quick=options.quick)
+            return 0
         us = targets[US] = SecuriFile(folder / "cluster", checkout=options.now, https_processes=options.https_processes)
         stack.callback(us.stop)
         kept = []
@@ -81,6 +93,21 @@ def main(arguments: Sequence[str]) -> int:
         history.append(options.history, began, kept, quick=options.quick, rounds=rounds)
         _say(f"kept in {options.history}; {time.time() - began:.0f} s")
     return 1 if failed else 0
+
+
+def _scale(us: SecuriFile, files: Files, counts: Sequence[int], to: Path | None) -> list[Cost]:
+    """Measure at each of these sizes; the table, and the plot if it is wanted."""
+    scale = Scale(us, files)
+    costs: list[Cost] = []
+    for count in counts:
+        for cost in scale.at(count):
+            _say(f"{cost.files:>9,} files  {cost.millis:9.3f} ms  {cost.operation}")
+            costs.append(cost)
+    _say("", *table(costs))
+    if to is not None:
+        lines_ = {one.operation: {cost.files: cost.millis for cost in costs if cost.operation == one.operation} for one in costs}
+        to.write_text(plot(lines_, "files in the catalogue and in the index", "milliseconds"), encoding="utf-8")
+    return costs
 
 
 def measure(row: Row, targets: dict[str, Any], rounds: int) -> Result:
@@ -120,7 +147,9 @@ def _counted_out(samples: dict[str, list[Sample]], name: str, row: Row) -> Itera
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure SecuriFile against what is found on this machine.")
-    parser.add_argument("rows", nargs="*", help="names of rows, in square brackets in the table, or memory; all when none is named")
+    parser.add_argument(
+        "rows", nargs="*", help="names of rows, in square brackets in the table, memory or scale; all but scale when none is named"
+    )
     parser.add_argument("--quick", action="store_true", help="smaller and shorter, for a change under way")
     parser.add_argument("--rounds", type=int, help="how often each server does each row")
     parser.add_argument("--without", nargs="*", default=[], metavar="SERVER", help="leave one out")
@@ -129,6 +158,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--https-processes", type=int, metavar="N", help="how many each of our nodes has for people; its default if not said"
     )
+    parser.add_argument("--plot", type=Path, metavar="SVG", help="where to draw what the row scale has found")
     parser.add_argument("--folder", type=Path, help="where the servers keep their data meanwhile: on the disk that is to be measured")
     parser.add_argument("--history", type=Path, default=Path("bench-data/history.jsonl"), help="where to add a line for this run")
     return parser.parse_args(arguments)

@@ -74,6 +74,21 @@ def upload_in_turn(urls: Sequence[str], ca: Path, headers: Mapping[str, str], fi
         raise ClientFailed(f"curl ended with {ran.returncode}: {ran.stderr[-2000:]}")
 
 
+def one_by_one(urls: Sequence[str], ca: Path, headers: Mapping[str, str], file: Path | None = None) -> list[float]:
+    """Get all of these, or put a file to them, one after another over one connection; how many seconds each took. Raises `ClientFailed`."""
+    with tempfile.NamedTemporaryFile("w", suffix=".curl", encoding="ascii") as told:
+        put = "" if file is None else f'upload-file = "{file}"\n'
+        told.writelines(f'url = "{url}"\n{put}output = "/dev/null"\n' for url in urls)
+        told.flush()
+        command = [*CURL, *_told(ca, headers), "--fail-early", "--config", told.name]
+        ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TRANSFER_S_MAX)
+    answers = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith("{")]
+    if ran.returncode or len(answers) != len(urls):
+        raise ClientFailed(f"curl ended with {ran.returncode}: {ran.stderr[-2000:]}")
+    # The first has the connection and the sign-in to make.
+    return [float(answer["seconds"]) for answer in answers[1:]]
+
+
 def ask(method: str, url: str, ca: Path, headers: Mapping[str, str]) -> None:
     """One request without a body, for what has to be prepared. Raises `ClientFailed`."""
     _all([[*CURL, *_told(ca, headers), "--output", "/dev/null", "--request", method, url]])

@@ -123,7 +123,8 @@ async def child(sql: Any, parent: EntryId, name: str) -> Entry | None:
 
 async def root(sql: Any, owner: str) -> Folder | None:
     """A person's root folder."""
-    rows = await sql.query(f"SELECT {ENTRY_COLUMNS} FROM entries WHERE owner = :owner AND parent IS NULL", {"owner": owner})
+    # It bears their name, and is found by that alone: asked for the owner too, SQLite looks through all that the owner has.
+    rows = await sql.query(f"SELECT {ENTRY_COLUMNS} FROM entries WHERE parent IS NULL AND name = :owner", {"owner": owner})
     found = await _with_copies(sql, rows)
     return found[0] if found and isinstance(found[0], Folder) else None
 

@@ -14,6 +14,8 @@ from securifile.model.ids import AttemptId, EntryId
 from securifile.model.roles import Role
 from securifile.model.servers import ServerKind
 from securifile.sql import directory
+from securifile.sql.sqlite import SqliteDatabase, run_now
+from securifile.sql.tables import FACT_TABLES, spelled
 from tests.histories import NODES, PEOPLE, History, World, history
 from tests.sql.test_facts import PASTS, Tables, file_in, tables
 
@@ -227,3 +229,22 @@ async def test_a_page_takes_few_questions(tables: Tables) -> None:
             assert counted.questions <= 5
 
     await tables.do(ask)
+
+
+def test_a_node_finds_a_path_without_looking_through_all_files() -> None:
+    """Each question on the way has an index of its own for all that it names: the files that the owner has do not count."""
+    database = SqliteDatabase(None)
+    for statement in spelled(FACT_TABLES, "sqlite"):
+        database.sql.execute_now(statement)
+    plans: list[str] = []
+
+    class Planned:
+        """Asks, and notes how the answer is looked for."""
+
+        async def query(self, statement: str, parameters: Any) -> Any:
+            plans.extend(row[3] for row in database.sql.query_now(f"EXPLAIN QUERY PLAN {statement}", parameters))
+            return database.sql.query_now(statement, parameters)
+
+    run_now(directory.root(Planned(), "ann"))
+    run_now(directory.child(Planned(), EntryId(b"r" * 16), "f"))
+    assert plans == ["SEARCH entries USING INDEX entries_in_folder (parent=? AND name=?)"] * 2
