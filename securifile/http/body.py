@@ -9,6 +9,45 @@ from zope.interface import implementer
 
 from securifile.model.errors import StreamBroken
 from securifile.model.interfaces import IByteSource
+from securifile.protocol.tls_layer import READ_BYTES_MAX, Lane
+
+LANE_BYTES_MIN = 512 * 1024
+"""What has to be left of a body for a thread to take it: less has come before one has begun."""
+BURST_BYTES_MIN = 256 * 1024
+"""A burst that came to less was not worth a thread: the client, or its network, is slow."""
+LANE_AGAIN_BYTES = 1024 * 1024
+"""So many bytes of a slow client's come by way of the reactor before a thread is tried again."""
+
+
+class BodyLane:
+    """The body that arrives on a connection, for a worker's thread, for one burst. The reactor's thread makes and closes it."""
+
+    def __init__(self, lane: Lane, missing: int, over: Callable[[int], None]) -> None:
+        """Args:
+        missing: how much of the body is to come.
+        over: told by `close` how much came.
+        """
+        self._lane = lane
+        self._missing = missing
+        self._over = over
+        self._closed = False
+
+    def receive(self) -> memoryview:
+        """What comes next; nothing: the burst is over. The memory is used again for what comes then.
+
+        Raises:
+            StreamBroken: the connection was taken back, or is gone.
+        """
+        piece = self._lane.receive(min(self._missing, READ_BYTES_MAX))
+        self._missing -= len(piece)
+        return piece
+
+    def close(self) -> None:
+        """The burst is over. Harmless twice."""
+        if not self._closed:
+            self._closed = True
+            self._lane.close()
+            self._over(self._lane.received)
 
 
 @implementer(IByteSource)
@@ -23,11 +62,12 @@ class RequestBody:
         closed: whether it has said that it wants no more.
     """
 
-    def __init__(self, changed: Callable[[], None]) -> None:
+    def __init__(self, changed: Callable[[], None], lane: Callable[[], BodyLane | None] = lambda: None) -> None:
         """Make a body.
 
         Args:
             changed: called after each `read` and `close`: time to send `100 Continue`, or to let the client go on.
+            lane: makes a lane for what comes next.
         """
         self.unread = 0
         self.received = 0
@@ -37,6 +77,10 @@ class RequestBody:
         self._pieces: list[bytes] = []
         self._broken: str | None = None
         self._waiting: Deferred[bytes] | None = None
+        self._make_lane = lane
+        self._lane: BodyLane | None = None
+        self._lane_from = 0
+        """When so many bytes have come a lane may be made."""
 
     def read(self) -> Deferred[bytes]:
         """The next bytes; see `IByteSource`. Fails with `StreamBroken` when the client went away or was cut off."""
@@ -53,6 +97,21 @@ class RequestBody:
         waiting = self._waiting = Deferred(self._forget)
         self._changed()
         return waiting
+
+    def lane(self) -> BodyLane | None:
+        """A way for a worker's thread to take what comes next, until it is closed; None when there is none now."""
+        if self._pieces or self._broken is not None or self.ended or self.closed or self.received < self._lane_from:
+            return None
+        self._lane = self._make_lane()
+        return self._lane
+
+    def passed(self, count: int, ended: bool) -> None:
+        """So many bytes came by a lane, which is closed; `ended`: with the last."""
+        self._lane = None
+        self.received += count
+        self.ended = ended
+        if count < BURST_BYTES_MIN:
+            self._lane_from = self.received + LANE_AGAIN_BYTES
 
     def close(self) -> None:
         """No more is wanted: what is there and what still comes is dropped."""
@@ -78,6 +137,8 @@ class RequestBody:
 
     def break_off(self, why: str) -> None:
         """It will never be complete. What has come stays readable."""
+        if self._lane is not None:
+            self._lane.close()
         if self.ended or self._broken is not None:
             return
         self._broken = why

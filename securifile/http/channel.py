@@ -29,20 +29,18 @@ from twisted.web.error import UnsupportedMethod
 from twisted.web.http_headers import Headers
 from zope.interface import implementer
 
-from securifile.http.body import RequestBody
+from securifile.http.body import LANE_BYTES_MIN, BodyLane, RequestBody
 from securifile.http.limits import Access, HttpLimits
 from securifile.http.problems import Problem, internal_error, problem, refusal_of
 from securifile.http.targets import percent_decode
 from securifile.http.tickets import redact_uri
-from securifile.http.wire import METHODS, BodyReader, Head, HeadReader, body_reader
+from securifile.http.wire import METHODS, BodyReader, Head, HeadReader, LengthBody, body_reader
 from securifile.model.errors import Code, Refusal, StreamBroken
 from securifile.model.interfaces import IByteSink
 
 __all__ = ["Access", "HttpChannel", "HttpFactory", "HttpLimits", "Request", "ResponseSink", "http_factory"]
 
 DEFAULT_LIMITS = HttpLimits()
-LANE_BYTES_MIN = 512 * 1024
-"""Less than that is sent before a thread has begun."""
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 HeaderList = Iterable[tuple[bytes | str, bytes | str]]
@@ -142,7 +140,7 @@ class Request(server.Request):
         self.user: str | None = None  # type: ignore[assignment]  # there: the bytes of Basic credentials
         self.is_over = False
         self.begun_at = channel.clock.seconds()
-        self.body = RequestBody(channel.body_changed)
+        self.body = RequestBody(channel.body_changed, channel.body_lane)
         self.method = head.method
         self.path = head.path
         self.uri = head.path if head.query is None else head.path + b"?" + head.query
@@ -578,6 +576,29 @@ class HttpChannel(Protocol):
             self.send([CONTINUE], 0)
             self._begin_window()
         self._regulate()
+
+    def body_lane(self) -> BodyLane | None:
+        """A way for a worker's thread to take the body; None when there is none now, or when it is not worth it."""
+        reader = self._body_reader
+        make = getattr(self.transport, "lane", None)
+        if make is None or self._lost or self._leaving or self._continue_owed or not isinstance(reader, LengthBody):
+            return None
+        missing = reader.missing
+        if missing < LANE_BYTES_MIN or (lane := make(receives=True)) is None:
+            return None
+        return BodyLane(lane, missing, lambda count: self._body_passed(reader, count))
+
+    def _body_passed(self, reader: LengthBody, count: int) -> None:
+        """So much of the body came by a lane."""
+        reader.passed(count)
+        self._window_bytes += count
+        if self._body_reader is not reader:
+            return
+        if reader.ended:
+            self._body_reader = None
+            self._disarm()
+        if self._request is not None:
+            self._request.body.passed(count, reader.ended)
 
     def _regulate(self) -> None:
         """Let the client wait, or go on, by what is held."""

@@ -279,6 +279,11 @@ class LengthBody:
         self._missing -= len(data)
         return [data] if data else []
 
+    def passed(self, count: int) -> None:
+        """So many bytes of the body were taken by another way than `feed`."""
+        assert count <= self._missing, "more than the body has"
+        self._missing -= count
+
 
 class ChunkedBody:
     """Reads a chunked body (RFC 9112, section 7.1); extensions and trailers are checked and dropped."""

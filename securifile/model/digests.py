@@ -10,7 +10,7 @@ from typing import Protocol
 class Hasher(Protocol):
     """What hashlib gives: an object that takes bytes and yields a digest."""
 
-    def update(self, data: bytes, /) -> None:
+    def update(self, data: bytes | memoryview, /) -> None:
         """Take more bytes."""
 
     def digest(self) -> bytes:

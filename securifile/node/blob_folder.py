@@ -177,7 +177,7 @@ class BlobFolder:
             except FileExistsError:
                 raise BlobExists(f"blob {attempt} is already being written") from None
 
-    def append(self, descriptor: int, data: bytes, offset: int) -> None:
+    def append(self, descriptor: int, data: bytes | memoryview, offset: int) -> None:
         """Write at `offset`. Raises `DiskFull`."""
         self.keep_reserve()
         with no_room_is_disk_full():

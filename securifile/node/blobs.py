@@ -288,6 +288,38 @@ class DiskBlobWriter:
             return defer.succeed(None)
         return detached(self._until_written(self.received - QUEUE_BYTES_MAX))
 
+    def pour(self, receive: Callable[[], memoryview]) -> Deferred[None]:
+        """Have a worker's thread append what `receive` gives, piece by piece, until that is nothing; the memory of a piece is not kept.
+        Raises as `write` does.
+        """
+        if self._error is not None:
+            return defer.fail(self._error)
+        if not self._taking:
+            return defer.fail(StreamBroken(f"blob {self._attempt} takes no more"))
+        return detached(self._pour(receive))
+
+    async def _pour(self, receive: Callable[[], memoryview]) -> None:
+        await self._until_written(self.received)
+        if not self._taking:
+            raise StreamBroken(f"blob {self._attempt} takes no more")
+        self._busy = True
+        result: int | Failure
+        try:
+            result = await self._worker.do(self._fill, receive, self._written)
+            self.received += result
+        except Exception:
+            result = Failure()
+        self._end_job(result)
+        if isinstance(result, Failure):
+            result.raiseException()
+
+    def _fill(self, receive: Callable[[], memoryview], offset: int) -> int:
+        """In the worker."""
+        filled = 0
+        while piece := receive():
+            filled += self._append(piece, offset + filled)
+        return filled
+
     def finish(self, file: EntryId, version: int) -> Deferred[BlobSummary]:
         """See `IBlobWriter`. Whatever goes wrong, the blob is abandoned: no second try of an fsync."""
         self._taking = False
@@ -369,9 +401,9 @@ class DiskBlobWriter:
         self._gathered = []
         self._gathered_bytes = 0
         self._busy = True
-        self._worker.do(self._append, data, self._written).addBoth(self._end_job, len(data))
+        self._worker.do(self._append, data, self._written).addBoth(self._end_job)
 
-    def _append(self, data: bytes, offset: int) -> None:
+    def _append(self, data: bytes | memoryview, offset: int) -> int:
         """In the worker."""
         self._folder.append(self._descriptor.number, data, offset)
         self._hasher.update(data)
@@ -380,15 +412,16 @@ class DiskBlobWriter:
         if end - self._sync_begun >= SYNC_STEP_BYTES:
             self._folder.files.begin_sync(self._descriptor.number, end - self._sync_begun, self._sync_begun)
             self._sync_begun = end
+        return len(data)
 
-    def _end_job(self, result: Failure | None, count: int) -> None:
+    def _end_job(self, result: Failure | int) -> None:
         self._busy = False
         if isinstance(result, Failure):
             self._error = result.value
             self._gathered = []
             self.abandon()
         else:
-            self._written += count
+            self._written += result
             if self._gathered_bytes >= GATHER_BYTES:
                 self._begin_job()
         waiting, self._job_over = self._job_over, []

@@ -15,8 +15,10 @@ from twisted.internet.defer import CancelledError, Deferred, DeferredList, First
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from securifile.model.digests import Hasher
 from securifile.model.entries import BlobSummary, Copy, WholeBlob
 from securifile.model.errors import DeadlineExceeded, PeerUnreachable, Refusal, StreamBroken
+from securifile.node.bursts import take_in
 from securifile.protocol.bulk import BulkPool, OutgoingTransfer
 from securifile.protocol.messages import BlobStored, StoreBlob
 
@@ -160,6 +162,20 @@ class Fanout:
         await self._writer.write(data)
         await self._together.each(self._legs, lambda leg: self._send(leg, data))
 
+    async def pour(self, source: Any, hashers: Sequence[Hasher] = ()) -> int:
+        """Have a worker's thread send what `source` gives next everywhere, for a burst; how many bytes. With 0 what comes next has to be
+        read and written. A replica that has no room for a moment ends the burst, and is waited for before the next.
+        """
+        await self._together.each(self._legs, self._until_room)
+        legs = [leg for leg in self._legs if not leg.lost]
+        lanes = [leg.transfer.lane() for leg in legs if leg.transfer is not None]
+        burst = await take_in(source, self._writer, lanes, hashers)
+        if burst is None:
+            return 0
+        missed = [leg for leg, lane in zip(legs, lanes, strict=True) if lane in burst.broken]
+        await self._together.each(missed, self._why_lost)
+        return burst.received
+
     async def finish(self, summary: BlobSummary) -> tuple[Copy, ...]:
         """The replicas, in order of priority, durable where they said so; the lost ones replaced as far as possible.
 
@@ -181,6 +197,15 @@ class Fanout:
     async def _send(self, leg: _Leg, data: bytes) -> None:
         assert leg.transfer is not None
         await self._together.while_available(leg.node, leg.transfer.write(data))
+
+    async def _until_room(self, leg: _Leg) -> None:
+        assert leg.transfer is not None
+        await self._together.while_available(leg.node, leg.transfer.room())
+
+    async def _why_lost(self, leg: _Leg) -> None:
+        assert leg.transfer is not None
+        await leg.transfer.room()
+        raise StreamBroken(f"the connection to {leg.node} was used for something else")
 
     async def _complete(self, leg: _Leg, summary: BlobSummary) -> None:
         assert leg.transfer is not None

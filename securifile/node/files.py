@@ -20,7 +20,7 @@ class Files(Protocol):
     def open(self, path: str, *, writing: bool = False) -> int:
         """An existing file for reading (and writing); the descriptor."""
 
-    def write(self, descriptor: int, data: bytes, offset: int) -> None:
+    def write(self, descriptor: int, data: bytes | memoryview, offset: int) -> None:
         """Put all of `data` at `offset`."""
 
     def read(self, descriptor: int, count: int, offset: int) -> bytes:
@@ -98,7 +98,7 @@ class OsFiles:
         """See `Files`."""
         return os.open(path, (os.O_RDWR if writing else os.O_RDONLY) | os.O_CLOEXEC | os.O_NOFOLLOW)
 
-    def write(self, descriptor: int, data: bytes, offset: int) -> None:
+    def write(self, descriptor: int, data: bytes | memoryview, offset: int) -> None:
         """See `Files`."""
         view = memoryview(data)
         while view:

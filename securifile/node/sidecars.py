@@ -63,7 +63,7 @@ class BlockChecksums:
         self._hasher = blake3()
         self._room = BLOCK_BYTES
 
-    def update(self, data: bytes) -> None:
+    def update(self, data: bytes | memoryview) -> None:
         """Take the next bytes."""
         view = memoryview(data)
         while view:

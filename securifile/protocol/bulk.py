@@ -46,6 +46,7 @@ from securifile.protocol.connection import (
     State,
 )
 from securifile.protocol.frames import DATA_BYTES_MAX
+from securifile.protocol.lanes import IncomingLane, OutgoingLane
 from securifile.protocol.messages import (
     AppendBlob,
     BlobAppended,
@@ -158,6 +159,13 @@ class _Incoming:
         self._watch.begin()
         return self._waiting
 
+    def lane(self) -> IncomingLane | None:
+        """A way for a worker's thread to receive what comes next, until it is closed; None when there is none now."""
+        if self._chunks or self._closed or self._ended or self._problem is not None or self._waiting is not None:
+            return None
+        lane = self._wire.lane(receives=True)
+        return None if lane is None else IncomingLane(self._wire, lane)
+
     def close(self) -> None:
         """No more is wanted."""
         if self._closed:
@@ -247,6 +255,13 @@ class _Outgoing:
         self._waiting = Deferred(self._forget)
         self._watch.begin()
         return self._waiting
+
+    def lane(self) -> OutgoingLane | None:
+        """A way for a worker's thread to send what comes next, until it is closed; None when there is none now."""
+        if self._problem is not None or not self._ready or self._waiting is not None:
+            return None
+        lane = self._wire.lane(receives=False)
+        return None if lane is None else OutgoingLane(self._wire, lane)
 
     def writable(self, ready: bool) -> None:
         """The transport is full, or has drained."""
@@ -519,6 +534,14 @@ class OutgoingTransfer:
             StreamBroken: the connection is lost or stalled.
         """
         return self._outgoing.write(data)
+
+    def room(self) -> Deferred[None]:
+        """Fires when more is welcome; fails as `write` does."""
+        return self._outgoing.write(b"")
+
+    def lane(self) -> OutgoingLane | None:
+        """A way for a worker's thread to send what comes next, until it is closed; None when there is none now."""
+        return None if self._done or self._finishing is not None else self._outgoing.lane()
 
     def finish(self, timeout_s: float) -> Deferred[Any]:
         """The blob, or the part of an upload, is complete; what the server made of it: `BlobStored` or `BlobAppended`.

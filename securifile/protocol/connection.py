@@ -19,7 +19,7 @@ import attrs
 from securifile.model.errors import Code
 from securifile.model.servers import ServerKind, check_server_name
 from securifile.protocol.codec import CodecError, UnknownMessage, decode, decode_plain, encode, encode_plain
-from securifile.protocol.frames import Frame, FrameDecoder, FrameKind, FrameLimits, encode_frame
+from securifile.protocol.frames import Frame, FrameDecoder, FrameKind, FrameLimits, data_header, encode_frame
 from securifile.protocol.messages import AppendBlob, Message, Refused, StoreBlob, StoreBlobs
 
 MAGIC = b"SecuriFile\r\n"
@@ -435,10 +435,14 @@ class Connection:
 
     def data(self, data: bytes) -> bytes:
         """A piece of our stream: from 1 to `data_bytes_max` bytes."""
-        if not 1 <= len(data) <= self._limits.frames.data_bytes_max:
-            raise Misuse(f"a piece of {len(data)} bytes")
+        return self.data_header(len(data)) + data
+
+    def data_header(self, length: int) -> bytes:
+        """What is sent before a piece of our stream of so many bytes, for who sends the piece itself."""
+        if not 1 <= length <= self._limits.frames.data_bytes_max:
+            raise Misuse(f"a piece of {length} bytes")
         self._send(Act.DATA)
-        return encode_frame(FrameKind.DATA, data)
+        return data_header(length)
 
     def end(self) -> bytes:
         """Our stream is complete."""
@@ -458,6 +462,20 @@ class Connection:
         return goodbye_frame(refused)
 
     # --- receiving ---
+
+    @property
+    def data_missing(self) -> int:
+        """How much is still to come of a piece of the other end's stream that has begun."""
+        return self._decoder.data_missing
+
+    @property
+    def wanted_bytes(self) -> int:
+        """How many bytes would complete what has begun: a piece of a stream, a frame, or its header."""
+        return self._decoder.wanted_bytes
+
+    def data_passed(self, count: int) -> None:
+        """So many of the bytes that are missing (`data_missing`) were taken by another way than `receive`."""
+        self._decoder.data_passed(count)
 
     def receive(self, data: bytes) -> list[Event]:
         """Take bytes from the other end, however they are split; what they mean. After `ProtocolFailed` or a goodbye: nothing."""

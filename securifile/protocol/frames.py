@@ -78,70 +78,112 @@ class FrameLimits:
         return self.hello_bytes_max
 
 
+def data_header(length: int) -> bytes:
+    """What comes before so many bytes of data."""
+    return _HEADER.pack(1 + length, FrameKind.DATA)
+
+
 def encode_frame(kind: FrameKind, *body: bytes) -> bytes:
     """The bytes of a frame whose body is the parts given, one after the other."""
     return b"".join((_HEADER.pack(1 + sum(map(len, body)), kind), *body))
 
 
 class FrameDecoder:
-    """Bytes in, whole frames out, however the bytes are split.
+    """Bytes in, frames out, however the bytes are split. A data frame comes out in the parts in which it comes in: a stream does not
+    wait for its frames to be complete, and nothing of it is copied twice.
 
-    Keeps at most one unfinished frame, and of that only what has arrived. After a `FrameError` it takes nothing more.
+    Keeps at most one unfinished frame that is no data, and of that only what has arrived. After a `FrameError` it takes nothing more.
     """
 
     def __init__(self, limits: FrameLimits | None = None) -> None:
         self._limits = limits if limits is not None else FrameLimits()
         self._length_max = 1 + max(map(self._limits.body_bytes_max, FrameKind))
         self._kept = bytearray()
+        """Of a frame: its header, and its body unless that is data."""
+        self._size = _HEADER.size
+        """How long `_kept` becomes: a header, and then the whole frame."""
         self._broken: FrameError | None = None
+        self.data_missing = 0
+        """How much is still to come of a data frame that has begun."""
 
     @property
     def kept_bytes(self) -> int:
         """How many bytes of an unfinished frame are held."""
         return len(self._kept)
 
+    @property
+    def wanted_bytes(self) -> int:
+        """How many bytes would complete a header, or the frame that it announced."""
+        return self.data_missing or self._size - len(self._kept)
+
     def receive(self, data: bytes) -> tuple[list[Frame], FrameError | None]:
         """Take bytes.
 
         Returns:
-            The frames that are complete now, and what was wrong after them, if anything was: the frames before an
-            error are good. The error is repeated for ever.
+            The frames, and parts of data frames, that are complete now, and what was wrong after them, if anything was: what
+            came before an error is good. The error is repeated for ever.
         """
         frames: list[Frame] = []
         if self._broken is not None:
             return frames, self._broken
-        self._kept += data
-        taken = 0
+        at = 0
         try:
-            while (size := self._next_size(taken)) is not None and len(self._kept) - taken >= size:
-                with memoryview(self._kept) as view:
-                    body = bytes(view[taken + _HEADER.size : taken + size])
-                frames.append(Frame(FrameKind(self._kept[taken + _LENGTH_BYTES]), body))
-                taken += size
+            while at < len(data):
+                wanted = self.wanted_bytes
+                part = data if wanted >= len(data) and not at else data[at : at + wanted]
+                at += len(part)
+                if self.data_missing:
+                    self.data_missing -= len(part)
+                    frames.append(Frame(FrameKind.DATA, part))
+                else:
+                    self._kept += part
+                    self._look(frames)
         except FrameError as error:
             self._broken = error
             self._kept.clear()
             return frames, error
-        # Once for each call, not for each frame: removing from the front of a long buffer is what makes decoders quadratic.
-        del self._kept[:taken]
         return frames, None
 
-    def _next_size(self, start: int) -> int | None:
-        """Bytes of the frame at `start`, header included; None while its header is incomplete."""
-        available = len(self._kept) - start
-        if available and self._kept[start]:
+    def data_passed(self, count: int) -> None:
+        """So many bytes of the data frame at hand were taken by another way than `receive`."""
+        assert count <= self.data_missing, "more than the frame has"
+        self.data_missing -= count
+
+    def _look(self, frames: list[Frame]) -> None:
+        """Judge what is kept of a frame; add it to `frames` when it is whole."""
+        kept = self._kept
+        if len(kept) <= _HEADER.size:
+            kind = self._judge()
+            if kind is None:
+                return
+            self._size = _LENGTH_BYTES + int.from_bytes(kept[:_LENGTH_BYTES], "big")
+            if kind is FrameKind.DATA and self._size > _HEADER.size:
+                self.data_missing = self._size - _HEADER.size
+                kept.clear()
+                self._size = _HEADER.size
+                return
+        if len(kept) == self._size:
+            with memoryview(kept) as view:
+                frames.append(Frame(FrameKind(kept[_LENGTH_BYTES]), bytes(view[_HEADER.size :])))
+            kept.clear()
+            self._size = _HEADER.size
+
+    def _judge(self) -> FrameKind | None:
+        """What the frame is whose header is kept; None while that is incomplete. Raises `FrameError` as soon as it is a wrong one."""
+        kept = self._kept
+        if kept[0]:
             raise FrameError("this is not the protocol between SecuriFile servers")
-        if available < _LENGTH_BYTES:
+        if len(kept) < _LENGTH_BYTES:
             return None
-        length = int.from_bytes(self._kept[start : start + _LENGTH_BYTES], "big")
+        length = int.from_bytes(kept[:_LENGTH_BYTES], "big")
         if not 1 <= length <= self._length_max:
             raise FrameError(f"a frame of {length} bytes; allowed are 1 to {self._length_max}")
-        if available < _HEADER.size:
+        if len(kept) < _HEADER.size:
             return None
         try:
-            kind = FrameKind(self._kept[start + _LENGTH_BYTES])
+            kind = FrameKind(kept[_LENGTH_BYTES])
         except ValueError:
-            raise FrameError(f"a frame of unknown kind {self._kept[start + _LENGTH_BYTES]}") from None
+            raise FrameError(f"a frame of unknown kind {kept[_LENGTH_BYTES]}") from None
         if length - 1 > self._limits.body_bytes_max(kind):
             raise FrameError(f"a {kind.name} frame of {length - 1} bytes; allowed are {self._limits.body_bytes_max(kind)}")
-        return _LENGTH_BYTES + length
+        return kind

@@ -10,9 +10,12 @@ room, which is a system call or three for each piece. As soon as something is le
 holds one piece of memory.
 
 A **lane** lends the connection to a worker's thread for a burst, so that reading, checking, encrypting and sending run on another
-processor than the reactor. The thread never waits for the client: what the socket does not take ends the burst and goes to Twisted's
-buffer. Whoever uses the connection holds its lock, the thread for a piece at a time; a lane that was closed takes nothing any more,
-and so the reactor can cut a transfer off within a piece.
+processor than the reactor; or receiving, decrypting, hashing and writing. The thread never waits for long: what the socket does not
+take or have ends the burst, what was not sent goes to Twisted's buffer, and the reactor waits for the rest. Whoever uses the
+connection holds its lock, the thread for a piece at a time; a lane that was closed takes and gives nothing any more, and so the
+reactor can cut a transfer off within a piece.
+
+While a lane receives, the reactor does not read. It goes on with that in its next round, unless another lane has come by then.
 
 The context must have SSL_MODE_ENABLE_PARTIAL_WRITE cleared (`clear_partial_write`), or one write is one record again.
 
@@ -22,11 +25,12 @@ fails when those parts change (known good: Twisted 26.10, pyOpenSSL 26.4).
 
 from __future__ import annotations
 
+import select
 import threading
 from typing import Any
 
 from OpenSSL import SSL
-from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.interfaces import IDelayedCall, IStreamClientEndpoint
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.internet.tcp import Connection as TcpConnection
 from twisted.protocols.policies import ProtocolWrapper
@@ -43,6 +47,11 @@ READ_BYTES_MAX = 256 * 1024
 SCRATCH_BYTES = 320 * 1024
 """Room for a piece as records: 22 bytes more for each 16 KiB."""
 
+WAITS_MAX = 64
+"""How often a burst may wait for the other end: 4 MiB in the 64 KiB that a system gives and takes at once."""
+WAIT_MS = 2
+"""For how long each time. Who needs longer is not worth a thread; asking the reactor costs a tenth of that."""
+
 _library: Any = vars(SSL)["_lib"]
 _ffi: Any = vars(SSL)["_ffi"]
 
@@ -58,6 +67,15 @@ class _Scratch(threading.local):
     def __init__(self) -> None:
         self.memory = _ffi.new("char[]", SCRATCH_BYTES)
         self.view = memoryview(_ffi.buffer(self.memory))
+        self.piece: Any = None
+        self.piece_view = memoryview(b"")
+
+    def room_for_piece(self) -> tuple[Any, memoryview]:
+        """More memory, in which what was received stays until its thread receives again."""
+        if self.piece is None:
+            self.piece = _ffi.new("char[]", READ_BYTES_MAX)
+            self.piece_view = memoryview(_ffi.buffer(self.piece))
+        return self.piece, self.piece_view
 
 
 _scratch = _Scratch()
@@ -70,23 +88,45 @@ class LargePieces(BufferingTLSTransport):
     _lane: Lane | None = None
     _left = b""
     """Records that a lane made and the socket did not take; nothing may overtake them."""
+    _read_end: Failure | None = None
+    """Why nothing comes any more, found by a lane and not acted upon yet."""
+    _reading_held = False
+    """Whether whoever is above wants to receive nothing."""
+    _reading_on: IDelayedCall | None = None
+    """Set after a lane that received, until the reactor reads again."""
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)
         self._turn = threading.RLock()
 
-    def lane(self) -> Lane | None:
-        """A way for another thread to write next, for which nothing else may be written until it is closed; None when there is none now:
-        not over TCP, not yet or no longer connected, or with something waiting to be sent.
+    def lane(self, *, receives: bool = False) -> Lane | None:
+        """A way for another thread to write next, for which nothing else may be written until it is closed, or, when it `receives`, to
+        read next; None when there is none now: not over TCP, not yet or no longer connected, or with something waiting to be sent.
         """
         tcp = self._tcp
         if tcp is None or self._lane is not None or not self._handshakeDone or self._aborted or self._lostTLSConnection:
             return None
         self._aggregator.flush()
-        if self._appSendBuffer or not self._is_clear():
+        if self._appSendBuffer or not self._is_clear() or (receives and (self._reading_held or self._read_end is not None)):
             return None
-        self._lane = Lane(self, tcp.socket.dup(), self._tlsConnection)
+        if receives:
+            self._do_not_read_on()
+            tcp.stopReading()
+        self._lane = Lane(self, tcp.socket.dup(), self._tlsConnection, receives)
         return self._lane
+
+    def pauseProducing(self) -> None:
+        """Deliver nothing until told to."""
+        self._reading_held = True
+        below: Any = self.transport
+        below.pauseProducing()
+
+    def resumeProducing(self) -> None:
+        """Deliver what comes."""
+        self._reading_held = False
+        if not self._lane_receives() and self._reading_on is None:
+            below: Any = self.transport
+            below.resumeProducing()
 
     def makeConnection(self, transport: Any) -> None:
         """The connection below is there."""
@@ -105,6 +145,7 @@ class LargePieces(BufferingTLSTransport):
             self._end_lane()
             super().connectionLost(reason)
             self._tcp = None
+            self._do_not_read_on()
 
     def dataReceived(self, octets: bytes) -> None:
         """Bytes from below."""
@@ -125,11 +166,34 @@ class LargePieces(BufferingTLSTransport):
         if self._lane is not None:
             self._lane.close()
 
-    def lane_closed(self) -> None:
+    def lane_closed(self, received: bool) -> None:
         """What a lane left over goes on in the usual way. Called by the lane."""
         self._lane = None
         if self._tlsConnection is not None:
             self._flushSendBIO()
+        if received and self._tcp is not None and not self._aborted:
+            # In the next round: who closed it has to count first, and often there is another lane by then.
+            reactor: Any = self._tcp.reactor
+            self._reading_on = reactor.callLater(0, self._read_on)
+
+    def _lane_receives(self) -> bool:
+        return self._lane is not None and self._lane.receives
+
+    def _do_not_read_on(self) -> None:
+        if self._reading_on is not None:
+            self._reading_on.cancel()
+            self._reading_on = None
+
+    def _read_on(self) -> None:
+        """Deliver what a lane has left, and read again."""
+        self._reading_on = None
+        with self._turn:
+            if self._tcp is None or self._lane is not None or self._tlsConnection is None:
+                return
+            if not self._reading_held:
+                self._flushReceiveBIO()
+            if not self._reading_held and not self._lane_receives() and self._reading_on is None and self._tcp is not None:
+                self._tcp.resumeProducing()
 
     def _write(self, octets: bytes) -> None:
         """Encrypt and send, or keep what cannot be encrypted before the handshake is over."""
@@ -192,7 +256,8 @@ class LargePieces(BufferingTLSTransport):
 
     def _flushReceiveBIO(self) -> None:
         """Deliver what OpenSSL can decrypt by now, in one piece."""
-        while not self._lostTLSConnection:
+        # A lane may begin within a delivery: what comes next is its.
+        while not self._lostTLSConnection and not self._lane_receives():
             taken, end = self._decrypt()
             if taken and not self._aborted:
                 self.wrappedProtocol.dataReceived(taken)
@@ -211,63 +276,147 @@ class LargePieces(BufferingTLSTransport):
 
     def _decrypt(self) -> tuple[bytes, Failure | None]:
         """At most `READ_BYTES_MAX` bytes that were said, and why nothing can come after them, if that is so."""
-        connection, taken = self._tlsConnection, 0
-        while taken < READ_BYTES_MAX:
-            count = _library.SSL_read(connection._ssl, _scratch.memory + taken, READ_BYTES_MAX - taken)
+        taken = self.decrypt_into(_scratch.memory, READ_BYTES_MAX)
+        return bytes(_scratch.view[:taken]), self._read_end
+
+    def decrypt_into(self, memory: Any, room: int) -> int:
+        """Put what was said, as far as its records are here, into `memory`; how many bytes. What ends it is noted in `_read_end`."""
+        if self._read_end is not None:
+            return 0
+        connection = self._tlsConnection
+        read, ssl, taken = _library.SSL_read, connection._ssl, 0
+        # For each record, 16 KiB.
+        while taken < room:
+            count = read(ssl, memory + taken, room - taken)
             if count <= 0:
                 try:
-                    connection._raise_ssl_error(connection._ssl, count)
+                    connection._raise_ssl_error(ssl, count)
                 except SSL.WantReadError:
-                    break
+                    pass
                 except SSL.Error:
-                    return bytes(_scratch.view[:taken]), Failure()
+                    self._read_end = Failure()
                 break
             taken += count
-        return bytes(_scratch.view[:taken]), None
+        return int(taken)
 
 
 class Lane:
     """A TLS connection, lent to a worker's thread for one burst.
 
-    The reactor's thread makes it and closes it; the other one calls `take`.
+    The reactor's thread makes it and closes it; the other one calls `take` and `is_clear`, or `receive`.
+
+    Attributes:
+        turn: the connection's lock. A thread that holds it and finds the lane open (`check_open`) is alone with the connection.
+        receives: whether the reactor leaves reading to it.
+        taken: bytes that were taken so far.
+        received: bytes that were received so far.
     """
 
-    def __init__(self, layer: LargePieces, own_socket: Any, connection: SSL.Connection) -> None:
+    def __init__(self, layer: LargePieces, own_socket: Any, connection: SSL.Connection, receives: bool) -> None:
         """Args:
         own_socket: a descriptor of its own for the same connection: the layer's may be closed, and its number used again, at any time.
         """
         self.taken = 0
-        """Bytes taken so far."""
+        self.received = 0
+        self.receives = receives
+        self.turn = layer._turn
         self._layer: LargePieces | None = layer
-        self._turn = layer._turn
         self._socket = own_socket
         self._connection = connection
+        self._waits_left = WAITS_MAX
 
-    def take(self, piece: bytes) -> bool:
-        """Encrypt and send a piece of at most `WRITE_BYTES_MAX`; whether more is welcome now. Never waits for the client.
+    def check_open(self) -> LargePieces:
+        """The connection. Raises `StreamBroken` when it was taken back."""
+        if self._layer is None:
+            raise StreamBroken("the connection was taken back")
+        return self._layer
+
+    def take(self, *pieces: bytes | memoryview) -> bool:
+        """Encrypt and send pieces of together at most `WRITE_BYTES_MAX`; whether more is welcome now. Never waits for the client.
 
         Raises:
-            StreamBroken: the lane is closed; nothing of the piece was taken.
+            StreamBroken: the lane is closed; nothing of the pieces was taken.
         """
-        with self._turn:
-            layer = self._layer
-            if layer is None:
-                raise StreamBroken("the connection was taken back")
-            self._connection.send(piece)
-            self.taken += len(piece)
+        with self.turn:
+            layer = self.check_open()
+            for piece in pieces:
+                self._connection.send(piece)
+                self.taken += len(piece)
             while (count := seal(self._connection)) > 0:
                 view = _scratch.view[:count]
                 sent = send_now(self._socket, view) if layer._is_clear() else 0
                 layer._left += view[sent:]
             return layer._is_clear()
 
+    def is_clear(self) -> bool:
+        """Whether more is welcome, having waited a moment for that if need be. Raises `StreamBroken`."""
+        while True:
+            with self.turn:
+                layer = self.check_open()
+                if layer._left:
+                    layer._left = layer._left[send_now(self._socket, memoryview(layer._left)) :]
+                if layer._is_clear():
+                    return True
+                if not self._may_wait():
+                    return False
+                waiting = self._poll(select.POLLOUT)
+            if not waiting.poll(WAIT_MS):
+                return False
+
+    def receive(self, count: int) -> memoryview:
+        """What the other end says next, `count` bytes (at most `READ_BYTES_MAX`) or, when it makes a pause, fewer. With none the burst
+        is over. The memory is the thread's, and used again for what it receives next.
+
+        Raises:
+            StreamBroken: the lane is closed.
+        """
+        memory, view = _scratch.room_for_piece()
+        taken = 0
+        while True:
+            with self.turn:
+                layer = self.check_open()
+                came = layer.decrypt_into(memory + taken, count - taken)
+                taken += came
+                self.received += came
+                if taken == count or layer._read_end is not None:
+                    break
+                come = self._fill()
+                if come == 0 or (come is None and not self._may_wait()):
+                    break
+                waiting = None if come else self._poll(select.POLLIN)
+            if waiting is not None and not waiting.poll(WAIT_MS):
+                break
+        return view[:taken]
+
+    def _fill(self) -> int | None:
+        """Give OpenSSL what the socket has; how many bytes, 0 at its end, None when there are none now."""
+        try:
+            came = self._socket.recv_into(_scratch.view, READ_BYTES_MAX)
+        except BlockingIOError:
+            return None
+        except OSError:
+            # Twisted will find out what it is.
+            return 0
+        if came:
+            _library.BIO_write(self._connection._into_ssl, _scratch.memory, came)
+        return int(came)
+
+    def _may_wait(self) -> bool:
+        self._waits_left -= 1
+        return self._waits_left >= 0
+
+    def _poll(self, event: int) -> Any:
+        waiting = select.poll()
+        waiting.register(self._socket, event)
+        return waiting
+
     def close(self) -> int:
         """Give the connection back; how many bytes were taken. From now on not a byte more. Harmless twice."""
-        with self._turn:
+        with self.turn:
             layer, self._layer = self._layer, None
             if layer is not None:
                 self._socket.close()
-                layer.lane_closed()
+                layer.lane_closed(self.receives)
             return self.taken
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
 import attrs
@@ -44,6 +44,7 @@ from securifile.protocol.connection import (
 )
 from securifile.protocol.messages import Refused
 from securifile.protocol.sniff import address_of
+from securifile.protocol.tls_layer import Lane
 
 HELLO_S = 5.0
 """From connecting to both hellos exchanged: a handshake takes milliseconds; strangers must not hold sockets."""
@@ -144,6 +145,8 @@ class Wire(TwistedProtocol):
         self._certified: PeerIdentity | None = None
         self._timer: Any = None
         self._closing = False
+        self._held = False
+        self._lane: Lane | None = None
 
     # --- for sessions ---
 
@@ -184,16 +187,19 @@ class Wire(TwistedProtocol):
     def send(self, data: bytes) -> None:
         """Hand bytes made by `connection` to the transport."""
         if data and not self.gone:
+            self._end_lane()
             self._transport.write(data)
             self._count(self._traffic.sent, data)
 
     def hold(self) -> None:
         """Take nothing more from the other end until `unhold`."""
+        self._held = True
         if not self.gone:
             cast(Any, self._transport).pauseProducing()
 
     def unhold(self) -> None:
         """Take bytes again."""
+        self._held = False
         if not self.gone:
             cast(Any, self._transport).resumeProducing()
 
@@ -202,6 +208,7 @@ class Wire(TwistedProtocol):
         if self.gone or self._closing:
             return
         self._closing = True
+        self._end_lane()
         self._problem = self._problem or PeerUnreachable(f"closed: {detail}")
         self.send(self.connection.goodbye(Refused(code=code.value, detail=detail)))
         self._restart_timer(LINGER_S, self.cut)
@@ -212,7 +219,33 @@ class Wire(TwistedProtocol):
         """Close at once; what was not delivered is lost."""
         if not self.gone:
             self._closing = True
+            self._end_lane()
             self._transport.abortConnection()
+
+    def lane(self, *, receives: bool) -> Lane | None:
+        """A way for a worker's thread to send next on this connection, or to receive; None when there is none now. It is taken back as
+        soon as something else is said here.
+        """
+        make = getattr(self.transport, "lane", None)
+        if make is None or not self.usable or (receives and self._held):
+            return None
+        self._lane = make(receives=receives)
+        return self._lane
+
+    def lane_closed(self, lane: Lane, events: Sequence[Event]) -> None:
+        """A lane is over; `events` came behind what it gave."""
+        if self._lane is lane:
+            self._lane = None
+        if self.connection.purpose is not None:
+            self._traffic.sent[self.connection.purpose] += lane.taken
+            self._traffic.received[self.connection.purpose] += lane.received
+        for event in events:
+            if not self.gone:
+                self._handle(event)
+
+    def _end_lane(self) -> None:
+        if self._lane is not None:
+            self._lane.close()
 
     # --- Twisted calls us ---
 

@@ -138,7 +138,7 @@ class SimulatedFiles:
         """See `Files`."""
         return self._opened(self._file(path))
 
-    def write(self, descriptor: int, data: bytes, offset: int) -> None:
+    def write(self, descriptor: int, data: bytes | memoryview, offset: int) -> None:
         """See `Files`."""
         self._step("write")
         if len(data) > self.room:

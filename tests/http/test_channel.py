@@ -15,7 +15,8 @@ from twisted.web.static import Data
 
 from securifile.http.channel import CONTINUE, HttpLimits
 from securifile.http.wire import HeadLimits
-from tests.http.connections import HOST, Server, parse_answers
+from securifile.model.errors import StreamBroken
+from tests.http.connections import HOST, Connection, Server, parse_answers
 
 BIG = 10 * 1024 * 1024
 
@@ -607,3 +608,105 @@ def test_any_split_of_any_requests_gives_the_same_answers(words: list[bytes], cu
         assert connection.server.factory.connections == 0
     heads = parse_answers(whole.raw, tuple(entry.method == "HEAD" for entry in whole.server.log))
     assert [answer.status for answer in heads] == [entry.status for entry in whole.server.log if entry.status]
+
+
+class BelowLane:
+    """As `tls_layer.Lane`: what a client says next, for a thread."""
+
+    def __init__(self, said: bytes) -> None:
+        self.said = said
+        self.received = 0
+        self.closed = False
+
+    def receive(self, count: int) -> memoryview:
+        piece, self.said = self.said[:count], self.said[count:]
+        self.received += len(piece)
+        return memoryview(piece)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def lanes_of(connection: Connection, *said: bytes) -> list[BelowLane]:
+    """Lanes that the connection's transport will give, in order; then none."""
+    lanes = [BelowLane(one) for one in said]
+    waiting = list(lanes)
+    connection.transport.lane = lambda receives: waiting.pop(0) if receives and waiting else None
+    return lanes
+
+
+def test_a_body_by_lanes() -> None:
+    """What comes by lanes counts as what comes otherwise: it ends with the body, not a byte of what follows is taken, and is logged."""
+    server = Server()
+    connection = server.connect().send(b"PUT /wait HTTP/1.1\r\n" + HOST + b"Content-Length: %d\r\n\r\nbegin" % BIG)
+    body = connection.channel._request.body  # type: ignore[union-attr]
+    lanes_of(connection, b"x" * (BIG - 1000), b"y" * 5000)
+    assert body.lane() is None, "what has come goes first"
+    assert body.read().result == b"begin"
+    lane = body.lane()
+    assert lane is not None
+    came = 0
+    while piece := lane.receive():
+        came += len(piece)
+    lane.close()
+    assert came == BIG - 1000
+    assert body.lane() is None, "what is left is not worth a thread"
+    connection.send(b"z" * 995 + b"GET /bytes HTTP/1.1\r\n" + HOST + b"\r\n")
+    assert body.read().result == b"z" * 995
+    assert body.read().result == b""
+    assert body.received == BIG
+    connection.channel._request.finish()  # type: ignore[union-attr]
+    assert connection.answers()[-1].content == b"hello"
+    assert server.log[0].received == BIG
+
+
+def test_a_body_ends_with_a_lane() -> None:
+    """The last byte may come by one; the next request is answered."""
+    connection = Server().connect().send(b"PUT /wait HTTP/1.1\r\n" + HOST + b"Content-Length: %d\r\n\r\n" % BIG)
+    request = connection.channel._request
+    assert request is not None
+    lanes_of(connection, b"x" * BIG + b"not of the body")
+    lane = request.body.lane()
+    assert lane is not None
+    assert sum(map(len, iter(lane.receive, b""))) == BIG
+    lane.close()
+    assert request.body.read().result == b""
+    request.finish()
+    assert connection.request("GET /bytes").answers()[-1].content == b"hello"
+
+
+def test_a_slow_client_gets_no_thread_for_a_while() -> None:
+    """A burst that came to little is followed by a mebibyte by way of the reactor."""
+    connection = Server().connect().send(b"PUT /wait HTTP/1.1\r\n" + HOST + b"Content-Length: %d\r\n\r\n" % (100 * BIG))
+    body = connection.channel._request.body  # type: ignore[union-attr]
+    lanes_of(connection, b"x", b"y")
+    lane = body.lane()
+    assert lane is not None
+    lane.receive()
+    lane.close()
+    for _ in range(16):
+        assert body.lane() is None
+        connection.send(bytes(65536))
+        body.read()
+    assert body.lane() is not None
+
+
+def test_a_body_that_is_cut_off_takes_its_lane_back() -> None:
+    """Whoever may not go on gives not a byte more."""
+    connection = Server().connect().send(b"PUT /wait HTTP/1.1\r\n" + HOST + b"Content-Length: %d\r\n\r\n" % BIG)
+    body = connection.channel._request.body  # type: ignore[union-attr]
+    [below] = lanes_of(connection, b"x")
+    assert body.lane() is not None
+    body.break_off("no right")
+    assert below.closed
+    assert body.lane() is None
+    problems: list[Any] = []
+    body.read().addErrback(problems.append)
+    assert problems[0].check(StreamBroken)
+
+
+def test_chunks_come_without_lanes() -> None:
+    """Where a chunk ends is for the reader of chunks to find out."""
+    connection = Server().connect().send(b"PUT /wait HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n")
+    lanes_of(connection, b"x")
+    assert connection.channel._request.body.lane() is None  # type: ignore[union-attr]

@@ -116,7 +116,7 @@ class SimulatedFiles:
     def open(self, path: str, *, writing: bool = False) -> int:
         return self._opened(self._file(path))
 
-    def write(self, descriptor: int, data: bytes, offset: int) -> None:
+    def write(self, descriptor: int, data: bytes | memoryview, offset: int) -> None:
         self._step("write")
         file = self._open[descriptor]
         file.data.extend(bytes(max(0, offset - len(file.data))))

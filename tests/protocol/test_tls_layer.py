@@ -170,7 +170,7 @@ def test_what_it_relies_on() -> None:
     assert "self.socket.recv(self.bufferSize)" in inspect.getsource(tcp.Connection.doRead)
     assert "self.SEND_LIMIT" in inspect.getsource(tcp.Connection.writeSomeData)
     connection = SSL.Connection(SSL.Context(SSL.TLS_METHOD), None)
-    for name in ("_ssl", "_from_ssl", "_raise_ssl_error"):
+    for name in ("_ssl", "_from_ssl", "_into_ssl", "_raise_ssl_error"):
         assert hasattr(connection, name)
 
 
@@ -423,3 +423,103 @@ def test_without_a_socket_there_is_no_lane() -> None:
     client.to.write(b"x")
     pump.flush()
     assert server.to.lane() is None
+
+
+class Receiving:
+    """A thread that receives by lanes, and what it got."""
+
+    def __init__(self, thread: Thread) -> None:
+        self.worker = thread.worker
+        self.got = b""
+
+    async def burst(self, end: End, enough: int) -> int:
+        """Receive up to so many bytes; how many came."""
+        lane = end.to.lane(receives=True)
+        assert lane is not None
+        return await self.by(lane, enough)
+
+    async def by(self, lane: Any, enough: int) -> int:
+        came = bytearray()
+
+        def work() -> None:
+            while len(came) < enough and (piece := lane.receive(min(enough - len(came), READ_BYTES_MAX))):
+                came.extend(piece)
+
+        try:
+            await self.worker.do(work)
+        finally:
+            self.got += came
+            lane.close()
+        assert lane.received == len(came)
+        return len(came)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_thread_receives_what_comes_next(thread: Thread) -> None:
+    """Between what was delivered before and after it, byte for byte, and not one more than it wants."""
+    async with connected() as (server, client):
+        await spoken(server, client)
+        receiving = Receiving(thread)
+        sent = b"".join(number.to_bytes(4, "big") for number in range(1_000_000))
+        client.to.write(sent)
+        wanted = 3_000_001
+        while len(receiving.got) < wanted:
+            await receiving.burst(server, wanted - len(receiving.got))
+        assert server.got == b"hello"
+        client.to.write(b"end")
+        await server.until(lambda: server.got.endswith(b"end"))
+        assert receiving.got + server.got[len(b"hello") :] == sent + b"end"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_thread_does_not_wait_for_a_slow_sender(thread: Thread) -> None:
+    """When nothing comes the burst is over, and the reactor's thread waits for the rest."""
+    async with connected() as (server, client):
+        await spoken(server, client)
+        receiving = Receiving(thread)
+        assert await receiving.burst(server, 100) == 0
+        client.to.write(b"later")
+        await server.until(lambda: server.got == b"hellolater")
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_wants_nothing_gets_nothing_after_a_lane(thread: Thread) -> None:
+    """A receiver that was told to pause stays paused, and a lane is not made then."""
+    async with connected() as (server, client):
+        await spoken(server, client)
+        lane = server.to.lane(receives=True)
+        server.to.pauseProducing()
+        lane.close()
+        client.to.write(b"more")
+        await Receiving(thread).worker.do(lambda: None)
+        assert server.to.lane(receives=True) is None
+        assert server.got == b"hello"
+        server.to.resumeProducing()
+        await server.until(lambda: server.got == b"hellomore")
+
+
+@pytest.mark.parametrize("how", ["the connection is cut", "the client says goodbye", "the client goes"])
+@pytest_twisted.ensureDeferred
+async def test_an_end_that_a_lane_meets(thread: Thread, how: str) -> None:
+    """The thread gets nothing more, and the reactor's thread hears of the end."""
+    async with connected() as (server, client):
+        await spoken(server, client)
+        lane = server.to.lane(receives=True)
+        if how == "the connection is cut":
+            server.to.abortConnection()
+            with pytest.raises(StreamBroken):
+                await thread.worker.do(lane.receive, 100)
+            assert lane.close() == 0
+        else:
+            client.to.write(b"last words")
+            client.to.unregisterProducer()
+            if how == "the client says goodbye":
+                client.to.loseConnection()
+            else:
+                client.to.transport.loseConnection()
+            receiving = Receiving(thread)
+            await receiving.by(lane, 100)
+            await server.until(lambda: server.lost is not None)
+            assert b"hello" + receiving.got + server.got[len(b"hello") :] == b"hellolast words"
+            assert server.to.lane(receives=True) is None
+        await server.until(lambda: server.lost is not None)

@@ -1,0 +1,287 @@
+"""An upload's bytes by way of a worker's thread: everywhere they belong, in order, and as well as by way of the reactor."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.endpoints import TCP4ServerEndpoint
+
+from securifile.model.digests import DigestAlgorithm
+from securifile.model.errors import Refusal, StreamBroken
+from securifile.model.ids import AttemptId, EntryId
+from securifile.model.servers import HostPort
+from securifile.node.blobs import DiskBlobs
+from securifile.node.bursts import BURST_BYTES, Burst, take_in
+from securifile.node.fanout import Fanout
+from securifile.node.peer_blobs import PeerBlobs
+from securifile.protocol.bulk import BulkPool
+from securifile.protocol.messages import StoreBlob
+from securifile.protocol.sniff import tls_only
+from securifile.protocol.tls import CurrentCredentials, identify, tls_connector, tls_factory, uri_of
+from securifile.protocol.transport import ControlAndBulkFactory
+from securifile.workers import ThreadWorker
+from tests.protocol.certs import credentials
+from tests.protocol.cluster import N1, N2
+
+A = AttemptId(b"a" * 16)
+FILE = EntryId(b"f" * 16)
+PIECE = 256 * 1024
+WHOLE = b"".join(number.to_bytes(4, "big") for number in range(3_000_000))
+
+
+REQUEST = StoreBlob(attempt=A, file=FILE, version=1, algorithm=DigestAlgorithm.SHA256, size=len(WHOLE))
+
+
+class FakeLane:
+    """Gives pieces, as a `BodyLane` does, and takes them, as an `OutgoingLane` does."""
+
+    def __init__(self, pieces: list[bytes], *, room: int = 1 << 40, gone_after: int = 1 << 40) -> None:
+        self.pieces = pieces
+        self.taken = b""
+        self.room = room
+        self.gone_after = gone_after
+        self.closed = False
+
+    def receive(self) -> memoryview:
+        if self.closed:
+            raise StreamBroken("taken back")
+        return memoryview(self.pieces.pop(0) if self.pieces else b"")
+
+    def take(self, piece: memoryview) -> bool:
+        if len(self.taken) + len(piece) > self.gone_after:
+            raise StreamBroken("taken back")
+        self.taken += piece
+        return self.is_clear()
+
+    def is_clear(self) -> bool:
+        return len(self.taken) < self.room
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def through(burst: Burst) -> bytes:
+    """All that comes out of it."""
+    return b"".join(iter(lambda: bytes(burst.receive()), b""))
+
+
+def test_every_receiver_gets_every_piece() -> None:
+    """The replicas, the digests that the client asked for, and whoever writes."""
+    one, other, hasher = FakeLane([]), FakeLane([]), hashlib.sha512()
+    burst = Burst(FakeLane([b"ab", b"c", b"def"]), [one, other], [hasher])
+    assert through(burst) == one.taken == other.taken == b"abcdef"
+    assert (burst.received, burst.broken) == (6, [])
+    assert hasher.digest() == hashlib.sha512(b"abcdef").digest()
+
+
+def test_a_burst_is_bounded() -> None:
+    """After some mebibytes others get their turn, however much there is."""
+    burst = Burst(FakeLane([bytes(PIECE)] * 100), [], [])
+    assert len(through(burst)) == burst.received == BURST_BYTES
+
+
+def test_a_receiver_without_room_ends_the_burst() -> None:
+    """What it took it has; nothing is received that it would miss."""
+    source, slow = FakeLane([b"ab", b"cd", b"ef"]), FakeLane([], room=3)
+    assert through(Burst(source, [slow, FakeLane([])], [])) == slow.taken == b"abcd"
+    assert source.pieces == [b"ef"]
+
+
+def test_a_receiver_that_is_gone_does_not_end_it() -> None:
+    """The others go on, and who missed something is named."""
+    gone, other = FakeLane([], gone_after=3), FakeLane([])
+    burst = Burst(FakeLane([b"ab", b"cd", b"ef"]), [gone, other], [])
+    assert through(burst) == other.taken == b"abcdef"
+    assert burst.broken == [gone]
+
+
+def test_a_source_that_is_taken_back_ends_it() -> None:
+    """Why, is told to who reads next."""
+    source = FakeLane([b"ab"])
+    source.close()
+    assert through(Burst(source, [], [])) == b""
+
+
+@attrs.define
+class Body:
+    """A request's body that comes by lanes, after its first piece. It is its own lane."""
+
+    rest: bytes
+    poured: int = 0
+
+    def read(self) -> Deferred[bytes]:
+        data, self.rest = self.rest[:1000], self.rest[1000:]
+        return succeed(data)
+
+    def lane(self) -> Body | None:
+        return self if self.rest else None
+
+    def receive(self) -> memoryview:
+        data, self.rest = self.rest[:PIECE], self.rest[PIECE:]
+        self.poured += len(data)
+        return memoryview(data)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def worker() -> Iterator[ThreadWorker]:
+    made = ThreadWorker(reactor, 4, "test")  # type: ignore[arg-type]
+    yield made
+    made.stop()
+
+
+async def store_in(folder: Path, worker: ThreadWorker) -> DiskBlobs:
+    blobs = DiskBlobs(directory=str(folder / "store"), worker=worker, clock=reactor, reserve_bytes=0)  # type: ignore[arg-type]
+    await blobs.recover()
+    return blobs
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_was_poured_is_there(tmp_path: Path, worker: ThreadWorker) -> None:
+    """Bytes written and bytes poured make one blob, whose blocks and digest are right; and nothing is poured into one that ended."""
+    blobs = await store_in(tmp_path, worker)
+    writer = await blobs.begin(A, DigestAlgorithm.SHA256)
+    await writer.write(WHOLE[:1000])
+    pieces = iter([memoryview(WHOLE[1000:300_000]), memoryview(WHOLE[300_000:300_001]), memoryview(b"")])
+    await writer.pour(lambda: next(pieces))
+    assert writer.received == 300_001
+    await writer.write(WHOLE[300_001:])
+    summary = await writer.finish(FILE, 1)
+    assert summary.digest == hashlib.sha256(WHOLE).digest()
+    reader = await blobs.open(A)
+    source = reader.source(0, len(WHOLE))
+    came = b""
+    while data := await source.read():
+        came += data
+    reader.close()
+    assert came == WHOLE
+    with pytest.raises(StreamBroken):
+        await writer.pour(lambda: memoryview(b"more"))
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_source_that_fails_gives_the_blob_up(tmp_path: Path, worker: ThreadWorker) -> None:
+    """An error within a burst is the writer's, as one of the disk is: it is told, and nothing stays."""
+    blobs = await store_in(tmp_path, worker)
+    writer = await blobs.begin(A, DigestAlgorithm.SHA256)
+
+    def fail() -> memoryview:
+        raise OSError("the disk")
+
+    with pytest.raises(OSError, match="the disk"):
+        await writer.pour(fail)
+    with pytest.raises(OSError, match="the disk"):
+        await writer.finish(FILE, 1)
+    assert list((tmp_path / "store" / "incoming").iterdir()) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_without_a_lane_nothing_is_taken(tmp_path: Path, worker: ThreadWorker) -> None:
+    """Of a source or to a receiver that has none; and those that were made are closed."""
+    writer = await (await store_in(tmp_path, worker)).begin(A, DigestAlgorithm.SHA256)
+    receiver = FakeLane([])
+    assert await take_in(object(), writer, [receiver]) is None
+    assert receiver.closed
+    assert await take_in(Body(rest=b"x"), writer, [None]) is None
+    assert await take_in(Body(rest=b""), writer, []) is None
+    assert await take_in(Body(rest=b"x"), object(), []) is None
+    await writer.abandon()
+
+
+@attrs.define
+class Replica:
+    """n1, which takes blobs of peers."""
+
+    blobs: DiskBlobs
+    pool: BulkPool
+    factory: ControlAndBulkFactory
+
+    async def digest(self) -> bytes:
+        """Of its copy."""
+        return (await self.blobs.sidecar(A)).digest
+
+
+@asynccontextmanager
+async def replica(folder: Path, worker: ThreadWorker) -> AsyncIterator[Replica]:
+    """A replica that listens on loopback with TLS."""
+    blobs = await store_in(folder / "replica", worker)
+    staged: Any = None
+    factory = ControlAndBulkFactory(
+        clock=reactor,  # type: ignore[arg-type]
+        here=N1,
+        is_member=lambda identity: True,
+        handlers={},
+        bulk=PeerBlobs(blobs, staged, lambda attempt, why: None),
+        identify=identify,
+    )
+    outer = tls_only(tls_factory(reactor, CurrentCredentials(credentials(uri_of(N1))), factory))
+    port = await TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(outer)
+    pool = BulkPool(
+        clock=reactor,  # type: ignore[arg-type]
+        connector=tls_connector(reactor, CurrentCredentials(credentials(uri_of(N2)))),
+        identify=identify,
+        here=N2,
+        locate=lambda name: (HostPort("127.0.0.1", port.getHost().port), N1),
+    )
+    try:
+        yield Replica(blobs, pool, factory)
+    finally:
+        await pool.stop()
+        await factory.close_all()
+        await port.stopListening()
+
+
+async def upload(body: Body, to: Replica, origin: DiskBlobs) -> bool:
+    """As `Uploads` does; whether the replica has its copy."""
+    writer = await origin.begin(A, DigestAlgorithm.SHA256)
+    fanout = Fanout(
+        clock=reactor,  # type: ignore[arg-type]
+        pool=to.pool,
+        is_available=lambda name: True,
+        request=REQUEST,
+        writer=writer,
+        replacement=lambda tried: None,
+    )
+    await fanout.begin(["n1"])
+    while data := await body.read():
+        await fanout.write(data)
+        while await fanout.pour(body):
+            pass
+    [copy] = await fanout.finish(await writer.finish(FILE, 1))
+    return copy.durable
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_upload_through_threads_reaches_the_replica(tmp_path: Path, worker: ThreadWorker) -> None:
+    """By TLS: nearly all is sent by a thread and taken by one, both copies are whole, and the connection is used again."""
+    async with replica(tmp_path, worker) as n1:
+        origin = await store_in(tmp_path / "origin", worker)
+        body = Body(rest=WHOLE)
+        assert await upload(body, n1, origin)
+        assert body.poured > 0.9 * len(WHOLE)
+        assert await n1.digest() == hashlib.sha256(WHOLE).digest() == (await origin.sidecar(A)).digest
+        assert n1.pool.idle == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_replica_that_refuses_in_a_burst_is_lost_alone(tmp_path: Path, worker: ThreadWorker) -> None:
+    """It says no while a thread sends to it; the origin's own copy is whole."""
+    async with replica(tmp_path, worker) as n1:
+        origin = await store_in(tmp_path / "origin", worker)
+        taken = await n1.blobs.begin(A, DigestAlgorithm.SHA256)
+        with pytest.raises(Refusal):
+            await (await n1.pool.store("n1", REQUEST)).finish(5)
+        assert not await upload(Body(rest=WHOLE), n1, origin)
+        assert (await origin.sidecar(A)).digest == hashlib.sha256(WHOLE).digest()
+        await taken.abandon()
