@@ -45,6 +45,9 @@ class Told:
     async def execute(self, *asked: Any) -> Any:
         return await self.sql.execute(*asked)
 
+    def later(self, *asked: Any) -> None:
+        self.sql.later(*asked)
+
 
 class Line:
     """The way to a database: it says whose history it leads to, and things happen before a transaction of some name."""
