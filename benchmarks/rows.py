@@ -110,7 +110,16 @@ def rows(sizes: Sizes, files: Files) -> Sequence[Row]:
         ),
         Row(
             name="heartbeats",
-            title=f"Heartbeats while {parts} files go up, three copies",
+            title="Heartbeats while a large file goes up, three copies",
+            unit="MiB/s",
+            replicas=2,
+            work=BulkAndHeartbeats(files=files, size=large, count=1),
+            others=(),
+            goals=(Goal(measure=Measure.P50, must=2, aim=0.5), Goal(measure=Measure.P99, must=15, aim=5)),
+        ),
+        Row(
+            name="heartbeats-many",
+            title=f"Heartbeats while {parts} files go up at once, three copies",
             unit="MiB/s",
             replicas=2,
             work=BulkAndHeartbeats(files=files, size=part, count=parts),
