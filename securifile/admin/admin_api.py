@@ -18,7 +18,7 @@ from securifile.admin.requests import administrator
 from securifile.admin.servers_api import ServersApi
 from securifile.http.channel import Request
 from securifile.http.exchange import Access, Streamed
-from securifile.http.routing import klein_problems
+from securifile.http.routing import Shortcuts, klein_problems
 from securifile.http.shared_api import SharedApi
 from securifile.http.tus import COLLECTION
 from securifile.model.servers import Status
@@ -64,7 +64,7 @@ class AdminApi:
         self._explain.register(app, self._shared)
         self._shared.route(app, "/metrics", "GET", "metrics", self._metrics)
         app.route(COLLECTION, branch=True, endpoint="resumable uploads")(self._at_a_node)
-        return app.resource()
+        return Shortcuts(self._shared.branches, app.resource())
 
     def _at_a_node(self, request: Request) -> bytes:
         """Resumable uploads go to any node, which judges by itself who asks."""

@@ -102,9 +102,9 @@ class AdminBackend:
         """See `Backend`."""
         return await self.asking(self._catalogue.read(work))
 
-    async def recall(self, key: Hashable, work: Callable[[Any], Awaitable[T]]) -> T:
+    async def recall(self, key: Hashable, work: Callable[[Any], Awaitable[T]], *, of_files: bool = True, sql: Any = None) -> T:
         """See `Backend`: the database is asked each time."""
-        return await self.read(work)
+        return await (self.read(work) if sql is None else work(sql))
 
     async def act(self, asked: m.MakeFolder | m.Delete | m.Move | m.SetGrant) -> m.Acted:
         """See `Backend`."""

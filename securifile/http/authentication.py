@@ -72,7 +72,7 @@ class Authenticator:
         return attrs.evolve(caller, person=person)
 
     async def _by_token(self, hashed: bytes) -> Caller:
-        session = await self._backend.recall(("session", hashed), lambda sql: directory.session(sql, hashed))
+        session = await self._backend.recall(("session", hashed), lambda sql: directory.session(sql, hashed), of_files=False)
         if session is None or session.expires_at <= self._backend.wall():
             raise Refusal(Code.BAD_CREDENTIALS, "This sign-in has expired or was ended. Sign in again.")
         return Caller(person=await self._person(session.username), session=hashed, session_until=session.expires_at)
@@ -107,7 +107,7 @@ class Authenticator:
         return Caller(person=person, ticket=ticket)
 
     async def _person(self, username: str) -> Person:
-        person = await self._backend.recall(("person", username), lambda sql: directory.person(sql, username))
+        person = await self._backend.recall(("person", username), lambda sql: directory.person(sql, username), of_files=False)
         if person is None:
             raise Refusal(Code.ACCOUNT_CLOSED, "This account does not exist any more.")
         check_account(person, self._backend.wall())

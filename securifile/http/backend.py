@@ -30,8 +30,14 @@ class Backend(Protocol):
     async def read(self, work: Callable[[Any], Awaitable[T]]) -> T:
         """Ask questions (`securifile.sql.directory`): runs `work(sql)`."""
 
-    async def recall(self, key: Hashable, work: Callable[[Any], Awaitable[T]]) -> T:
-        """As `read`; the answer may be remembered under `key` for as long as nothing changes. `work` must depend on nothing else."""
+    async def recall(self, key: Hashable, work: Callable[[Any], Awaitable[T]], *, of_files: bool = True, sql: Any = None) -> T:
+        """As `read`; the answer may be remembered under `key` for as long as nothing changes. `work` must depend on nothing else.
+
+        Args:
+            of_files: False: no file's new version, place or name has to do with it; it may be remembered over those, which are
+                most of all changes.
+            sql: where to ask, for work that is asking already: questions are not nested.
+        """
 
     async def act(self, asked: m.MakeFolder | m.Delete | m.Move | m.SetGrant) -> m.Acted:
         """Do something for a person; returns when no node serves the state before any more. Raises `Refusal`."""

@@ -60,13 +60,35 @@ class Lookup:
         username = access.signed_in.username
 
         async def ask(sql: Any) -> tuple[Place, Role | None]:
-            place = await directory.place(sql, target.owner, target.segments)
+            above = await self._folder(sql, target.owner, target.segments[:-1], username) if target.segments else None
+            if above is None:
+                place = await directory.place(sql, target.owner, target.segments)
+                return place, await directory.role_along(sql, username, place.chain)
+            folders, role = above
+            entry = await directory.child(sql, folders[-1].id, target.segments[-1])
+            place = Place(owner=target.owner, segments=target.segments, chain=folders if entry is None else (*folders, entry))
+            if entry is None or role is Role.OWNER:
+                return place, role
             return place, await directory.role_along(sql, username, place.chain)
 
         place, role = await self._backend.recall(("place", target.owner, target.segments, username), ask)
         if place.entry is not None:
             access.entry = place.entry.id
         return place, role
+
+    async def _folder(self, sql: Any, owner: str, segments: tuple[str, ...], username: str) -> tuple[tuple[Entry, ...], Role | None] | None:
+        """The folders down to the one that a path names, and what the caller is to it; None if there is no such folder.
+
+        Files come and go in it all the time, and change nothing about it.
+        """
+
+        async def ask(sql: Any) -> tuple[tuple[Entry, ...], Role | None] | None:
+            place = await directory.place(sql, owner, segments)
+            if not isinstance(place.entry, Folder):
+                return None
+            return place.chain, await directory.role_along(sql, username, place.chain)
+
+        return await self._backend.recall(("folder", owner, segments, username), ask, of_files=False, sql=sql)
 
     def parent_of(self, place: Place, role: Role | None) -> Folder:
         """The folder in which the path's last name can be created. Raises `Refusal`."""

@@ -25,6 +25,7 @@ from securifile.http.json_body import Fields, answer_json, read_json
 from securifile.http.lookup import Lookup, authorise
 from securifile.http.problems import refusal_of, status_of
 from securifile.http.ranges import Verdict, etag_of, evaluate, parse_preconditions
+from securifile.http.routing import Run
 from securifile.http.targets import Target, parse_place, parse_target
 from securifile.model.errors import Code, OutcomeUnknown, Refusal, SpoolFull, StreamBroken
 from securifile.model.facts import File, Folder
@@ -73,6 +74,8 @@ class SharedApi:
         self._authenticator = authenticator
         self._contents = contents
         self._archives = archives
+        self.branches: dict[tuple[bytes, bytes], Run] = {}
+        """The routes below a prefix, by method and prefix."""
 
     def register(self, app: Klein) -> None:
         """Put the routes on `app`."""
@@ -120,6 +123,8 @@ class SharedApi:
                 request.add_always(always)
             return await self._run(request, event, handler, anonymous)
 
+        if branch:
+            self.branches[method.encode("ascii"), path.encode("ascii")] = run
         app.route(path, methods=[method], branch=branch, endpoint=f"{method} {path}")(run)
 
     async def _run(self, request: Request, event: str, handler: Handler, anonymous: bool) -> bytes | None:

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from securifile.model.errors import Code, DeadlineExceeded, OutcomeUnknown, PeerUnreachable, Refusal
-from securifile.model.facts import Fact
+from securifile.model.facts import Fact, File
 from securifile.model.ids import EntryId, Position
 from securifile.node.cluster import Cluster
 from securifile.node.index import Index
@@ -63,7 +63,9 @@ class Acting:
         self.audit = audit
         self.roster = cluster.roster
         self._known: dict[Hashable, Any] = {}
-        index.listen(lambda fact: self._known.clear())
+        self._known_apart: dict[Hashable, Any] = {}
+        """What has nothing to do with files."""
+        index.listen(self._forget)
 
     async def admit(self) -> None:
         """See `Backend`."""
@@ -79,18 +81,24 @@ class Acting:
         """See `Backend`."""
         return await work(self._index.sql)
 
-    async def recall(self, key: Hashable, work: Callable[[Any], Awaitable[T]]) -> T:
+    async def recall(self, key: Hashable, work: Callable[[Any], Awaitable[T]], *, of_files: bool = True, sql: Any = None) -> T:
         """See `Backend`: from memory until the next change in the index."""
-        if key in self._known:
-            known: T = self._known[key]
+        memory = self._known if of_files else self._known_apart
+        if key in memory:
+            known: T = memory[key]
             return known
-        answer = await work(self._index.sql)
+        answer = await work(self._index.sql if sql is None else sql)
         # Within a transaction of the index the answer may be of a state that never comes about.
         if answer is not None and not self._index.is_writing:
-            if len(self._known) >= KNOWN_MAX:
-                self._known.clear()
-            self._known[key] = answer
+            if len(memory) >= KNOWN_MAX:
+                memory.clear()
+            memory[key] = answer
         return answer
+
+    def _forget(self, fact: Fact) -> None:
+        self._known.clear()
+        if not isinstance(fact, File):
+            self._known_apart.clear()
 
     def has_catalogue(self) -> bool:
         """Whether an admin server is connected: writes are refused early when none is."""

@@ -11,7 +11,7 @@ from klein import Klein
 from securifile.http.channel import Request
 from securifile.http.downloads import Downloads
 from securifile.http.exchange import Access, Answer, Streamed
-from securifile.http.routing import klein_problems
+from securifile.http.routing import Shortcuts, klein_problems
 from securifile.http.shared_api import SharedApi
 from securifile.http.targets import Target
 from securifile.model.errors import Code, Refusal
@@ -93,7 +93,7 @@ def node_app(
 
     for kind in AT_AN_ADMIN:
         app.route(f"/api/v1/{kind}", branch=True, endpoint=f"at an admin server: {kind}")(elsewhere)
-    return app.resource()
+    return Shortcuts(api.branches, app.resource())
 
 
 def node_metrics(cluster: Cluster, index: Index) -> dict[str, float]:

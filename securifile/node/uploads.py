@@ -281,7 +281,7 @@ class Uploads:
 
     async def check_quota(self, plan: Plan, size: int) -> None:
         """Refuse a size that the owner's quota has no room for."""
-        owner = await self._acting.read(lambda sql: directory.person(sql, plan.owner))
+        owner = await self._acting.recall(("person", plan.owner), lambda sql: directory.person(sql, plan.owner), of_files=False)
         if owner is None or owner.quota_bytes is None:
             return
         used = (await self._acting.read(lambda sql: directory.usage(sql, plan.owner))).bytes
@@ -436,7 +436,8 @@ class Uploads:
 
         async def check() -> None:
             access.caller = await self._authenticator.again(access.signed_in)
-            authorise(await self._acting.read(role), action)
+            key = ("role", entry, access.signed_in.username)
+            authorise(await self._acting.recall(key, role, of_files=plan.before is not None), action)
 
         def has_ended() -> bool:
             return access.signed_in.has_ended(self._acting.wall())

@@ -184,3 +184,15 @@ async def test_after_a_start_changes_wait_for_one_heartbeat_of_most_nodes() -> N
         assert asked.told("GET /api/v1/servers")["warnings"] == []
     finally:
         await asked.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_paths_are_found_by_an_admin_server_too(asked: AskedByHttp) -> None:
+    """What a node remembers between questions is asked of the catalogue here, in one look at it: files, folders, and what is not there."""
+    await asked.put("alice/a", "n1 n2")
+    found = asked.ask("GET /api/v1/details/alice/a", by="alice")
+    assert (found.status, json.loads(found.content)["role"]) == (200, "owner")
+    assert asked.ask("GET /api/v1/details/alice/a", by="bob").status == 404
+    assert asked.ask("GET /api/v1/details/alice/b", by="alice").status == 404
+    assert asked.ask("GET /api/v1/details/alice/a/below", by="alice").status == 404
+    assert asked.ask("GET /api/v1/details/alice/", by="alice").status == 200

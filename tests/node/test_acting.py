@@ -10,10 +10,31 @@ import pytest
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 
+from securifile.model import facts as f
+from securifile.model.digests import DigestAlgorithm
+from securifile.model.entries import Version
 from securifile.model.errors import Code, OutcomeUnknown, PeerUnreachable, Refusal
+from securifile.model.ids import AttemptId, EntryId
 from securifile.node.acting import KNOWN_MAX, Acting
 from securifile.protocol.messages import Done, SignOut
 
+FILE = f.File(
+    id=EntryId(b"f" * 16),
+    owner="ann",
+    parent=EntryId(b"r" * 16),
+    name="a",
+    created_at=0.0,
+    version=Version(
+        number=1,
+        attempt=AttemptId(b"a" * 16),
+        size=0,
+        digest=b"",
+        algorithm=DigestAlgorithm.SHA256,
+        committed_at=0.0,
+        committed_by="ann",
+        copies=(),
+    ),
+)
 QUESTION = SignOut(token_hash=b"")
 
 
@@ -83,9 +104,9 @@ class FakeIndex:
     def listen(self, listener: Callable[[object], None]) -> None:
         self.listeners.append(listener)
 
-    def change(self) -> None:
+    def change(self, fact: object = None) -> None:
         for listener in self.listeners:
-            listener(object())
+            listener(fact)
 
 
 def remembering() -> tuple[Any, Callable[..., Any]]:
@@ -94,9 +115,9 @@ def remembering() -> tuple[Any, Callable[..., Any]]:
     cluster: Any = SimpleNamespace(roster=None)
     acting = Acting(clock=Clock(), wall=lambda: 0.0, name="n1", cluster=cluster, index=index, audit=cast(Any, None), random=bytes)
 
-    def recall(key: object, asked: Asked) -> Any:
+    def recall(key: object, asked: Asked, **options: bool) -> Any:
         results: list[Any] = []
-        Deferred.fromCoroutine(acting.recall(key, asked)).addBoth(results.append)
+        Deferred.fromCoroutine(acting.recall(key, asked, **options)).addBoth(results.append)
         return results[0]
 
     return index, recall
@@ -112,6 +133,25 @@ def test_an_answer_is_remembered_until_something_changes() -> None:
     index.change()
     assert recall("k", asked) == "something else"
     assert recall("another", Asked(1)) == 1
+
+
+def test_what_is_not_of_files_is_remembered_over_uploads() -> None:
+    """A file's new version makes only those answers be asked for again that may have to do with files; anything else does with all."""
+    index, recall = remembering()
+    of_files, apart = Asked("a file"), Asked("a folder")
+
+    def ask() -> tuple[int, int]:
+        recall("k", of_files)
+        recall("k", apart, of_files=False)
+        return of_files.times, apart.times
+
+    assert [ask(), ask()] == [(1, 1), (1, 1)]
+    index.change(FILE)
+    assert ask() == (2, 1)
+    for fact in (f.GrantGone(entry=FILE.id, username="ann"), f.EntryGone(id=FILE.id), f.SessionGone(token_hash=b"")):
+        before = ask()
+        index.change(fact)
+        assert ask() == (before[0] + 1, before[1] + 1)
 
 
 def test_nothing_found_is_not_remembered() -> None:

@@ -120,13 +120,13 @@ class FrontBackend:
         """See `Backend`."""
         return self._index.ask(work)
 
-    async def recall(self, key: Hashable, work: Callable[[Any], Awaitable[T]]) -> T:
-        """See `Backend`: from memory until the next change of the index."""
+    async def recall(self, key: Hashable, work: Callable[[Any], Awaitable[T]], *, of_files: bool = True, sql: Any = None) -> T:
+        """See `Backend`: from memory until the next change of the index, of files or not."""
         may_remember = self.notice()
         if key in self._known:
             known: T = self._known[key]
             return known
-        answer = self._index.ask(work)
+        answer = self._index.ask(work) if sql is None else await work(sql)
         if answer is not None and may_remember:
             if len(self._known) >= KNOWN_MAX:
                 self._known.clear()
