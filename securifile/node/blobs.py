@@ -20,7 +20,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from twisted.internet import defer
-from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.defer import Deferred, DeferredLock, DeferredSemaphore
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -49,6 +49,11 @@ QUEUE_BYTES_MAX = 1024 * 1024
 
 SYNC_STEP_BYTES = 8 * 1024 * 1024
 """After so many the disk begins to write: an fsync of a gigabyte that begins at the end takes half a second, and then everybody waits."""
+
+POURING_MAX = 2
+"""Threads of a node that take uploads in at the same time. More are not faster on two cores, and each of them is another that the reactor's
+thread waits for before it has the interpreter's lock: heartbeats would be answered late.
+"""
 
 READ_AHEAD_BYTES = 1024 * 1024
 """What one job reads: enough for the disk to be sequential, little enough for a thousand slow readers."""
@@ -82,6 +87,7 @@ class DiskBlobs:
         self.staged_folder = StagedFolder(self._folder)
         """Where resumable uploads rest until they become blobs."""
         self._at_hand = AtHand(files)
+        self._pouring = DeferredSemaphore(POURING_MAX)
         self._clock = clock
         self._writing: set[AttemptId] = set()
         self._keeping: Batches[WholeBlob, BlobSummary] = Batches(
@@ -117,7 +123,7 @@ class DiskBlobs:
             self._writing.discard(attempt)
             raise
         shared = _Descriptor(descriptor, self._folder, self.worker)
-        return DiskBlobWriter(attempt, algorithm, shared, self._folder, self.worker, self._ended)
+        return DiskBlobWriter(attempt, algorithm, shared, self._folder, self.worker, self._ended, self._pouring)
 
     def _ended(self, attempt: AttemptId, size: int) -> None:
         self._writing.discard(attempt)
@@ -251,6 +257,7 @@ class DiskBlobWriter:
         folder: BlobFolder,
         worker: IWorker,
         ended: Callable[[AttemptId, int], None],
+        pouring: DeferredSemaphore,
     ) -> None:
         self.received = 0
         self._attempt = attempt
@@ -259,6 +266,7 @@ class DiskBlobWriter:
         self._folder = folder
         self._worker = worker
         self._ended = ended
+        self._pouring = pouring
         self._hasher = algorithm.hasher()
         self._checksums = BlockChecksums()
         self._gathered: list[bytes] = []
@@ -305,7 +313,8 @@ class DiskBlobWriter:
         self._busy = True
         result: int | Failure
         try:
-            result = await self._worker.do(self._fill, receive, self._written)
+            async with self._pouring:
+                result = await self._worker.do(self._fill, receive, self._written)
             self.received += result
         except Exception:
             result = Failure()

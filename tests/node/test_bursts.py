@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,14 @@ import attrs
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, gatherResults, succeed
 from twisted.internet.endpoints import TCP4ServerEndpoint
 
 from securifile.model.digests import DigestAlgorithm
 from securifile.model.errors import Refusal, StreamBroken
 from securifile.model.ids import AttemptId, EntryId
 from securifile.model.servers import HostPort
-from securifile.node.blobs import DiskBlobs
+from securifile.node.blobs import POURING_MAX, DiskBlobs
 from securifile.node.bursts import BURST_BYTES, Burst, take_in
 from securifile.node.fanout import Fanout
 from securifile.node.peer_blobs import PeerBlobs
@@ -168,6 +169,31 @@ async def test_what_was_poured_is_there(tmp_path: Path, worker: ThreadWorker) ->
     assert came == WHOLE
     with pytest.raises(StreamBroken):
         await writer.pour(lambda: memoryview(b"more"))
+
+
+@pytest_twisted.ensureDeferred
+async def test_few_threads_take_uploads_in_at_once(tmp_path: Path, worker: ThreadWorker) -> None:
+    """The others wait for their turn, and every one gets it."""
+    blobs = await store_in(tmp_path, worker)
+    writers = [await blobs.begin(AttemptId(bytes([number]) * 16), DigestAlgorithm.SHA256) for number in range(8)]
+    inside: list[int] = []
+    most: list[int] = []
+
+    def slow(number: int, pieces: list[bytes]) -> memoryview:
+        if number not in inside:
+            inside.append(number)
+        most.append(len(inside))
+        piece = pieces.pop(0) if pieces else b""
+        if not piece:
+            inside.remove(number)
+        return memoryview(piece)
+
+    pours = [writer.pour(partial(slow, number, [bytes(PIECE)] * 8)) for number, writer in enumerate(writers)]
+    await gatherResults(pours)
+    assert max(most) <= POURING_MAX
+    assert [writer.received for writer in writers] == [8 * PIECE] * 8
+    for writer in writers:
+        await writer.abandon()
 
 
 @pytest_twisted.ensureDeferred
