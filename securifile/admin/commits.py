@@ -5,9 +5,9 @@
     commit ──►                         decide, one after the other      │ however many commits are in the group
                                        write everything, COMMIT         ┘
 
-A group is what has gathered while the group before was under way; nobody waits for company. Each commit is decided as if it came alone
-after those before it: it gets the next revision, or a refusal of its own, which costs the others nothing, since nothing is written
-before all are decided. Should the database refuse what was written, each is decided again, alone.
+A group is what has gathered while the group before was under way and the row was being locked; nobody waits for company. Each commit is
+decided as if it came alone after those before it: it gets the next revision, or a refusal of its own, which costs the others nothing, since
+nothing is written before all are decided. Should the database refuse what was written, each is decided again, alone.
 
 What changes seldom (servers, settings, people, folders and the rights on them) is remembered from group to group, for as long as the
 ledger's row shows that nothing was committed but what was heard of here, and until something is heard of that is not a file.
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
-from itertools import islice
 from typing import Any, TypeVar
 
 import attrs
@@ -99,31 +98,42 @@ class Commits:
     async def _decide_all(self) -> None:
         try:
             while self._waiting:
-                group = list(islice(self._waiting, GROUP_MAX))
-                for _ in group:
-                    self._waiting.popleft()
-                await self._decide(group)
+                await self._decide_together()
         finally:
             self._deciding = False
 
-    async def _decide(self, group: Sequence[_Waiting]) -> None:
-        """Decide a group, and answer each. Never raises but when it is cancelled."""
+    async def _decide_together(self) -> None:
+        """Decide those that wait, and answer each. Never raises but when it is cancelled."""
+        group: list[_Waiting] = []
+
+        def gather() -> list[_Waiting]:
+            # Not before the ledger's row is locked: so those are in it who came meanwhile.
+            while self._waiting and len(group) < GROUP_MAX:
+                group.append(self._waiting.popleft())
+            return group
+
         try:
-            outcomes = await self._ledger.enter_all("commit", lambda sql, before: self._in_one(sql, before, group))
+            outcomes = await self._ledger.enter_all("commit", lambda sql, before: self._in_one(sql, before, gather()))
         except (Refusal, DatabaseUnavailable, OutcomeUnknown) as error:
-            for one in group:
+            # Before the row was locked it is the same for all that wait.
+            for one in group or gather():
                 _answer(one, error)
         except Exception as error:
-            if len(group) == 1:
-                _answer(group[0], error)
-                return
             # Something in one of them; that one alone has to answer for it.
             self._log.warn("{count} commits are decided one by one: {problem}", count=len(group), problem=str(error))
-            for one in group:
-                await self._decide([one])
+            for one in group or gather():
+                await self._decide_alone(one)
         else:
             for one, outcome in zip(group, outcomes, strict=True):
                 _answer(one, outcome)
+
+    async def _decide_alone(self, one: _Waiting) -> None:
+        try:
+            (outcome,) = await self._ledger.enter_all("commit", lambda sql, before: self._in_one(sql, before, [one]))
+        except Exception as error:
+            _answer(one, error)
+        else:
+            _answer(one, outcome)
 
     async def _in_one(self, sql: Any, before: Position, group: Sequence[_Waiting]) -> Decisions[list[m.Committed | Exception]]:
         # The row that orders all commits says whether something was committed that was not heard of here.
@@ -411,7 +421,7 @@ class Judging:
                 ],
             )
         )
-        put_files(self._sql, [(file, before) for _, file, before, _ in self._made])
+        put_files(self._sql, [(file, None if before is None else before.version.size) for _, file, before, _ in self._made])
 
 
 def _committed(answer: Any) -> m.Committed:

@@ -323,13 +323,13 @@ class Cluster:
         held_for = Status.DOWN if is_another else self.heartbeats.status_of(peer.identity.name)
         return m.HeartbeatAnswer(position=self._index.position, held_for=held_for)
 
-    async def _lease(self, peer: Peer, message: m.LeaseAsk) -> m.LeaseAnswer:
+    def _lease(self, peer: Peer, message: m.LeaseAsk) -> m.LeaseAnswer:
         return self.granter.ask(message, peer.identity.name)
 
-    async def _look(self, peer: Peer, message: m.LeaseLook) -> m.LeaseAnswer:
+    def _look(self, peer: Peer, message: m.LeaseLook) -> m.LeaseAnswer:
         return self.granter.look(message.key)
 
-    async def _release(self, peer: Peer, message: m.LeaseRelease) -> m.Done:
+    def _release(self, peer: Peer, message: m.LeaseRelease) -> m.Done:
         self.granter.release(message.key, message.attempt)
         return m.Done()
 
@@ -337,11 +337,11 @@ class Cluster:
         await self._take_in(message.position, message.facts)
         return m.Done()
 
-    async def _kept(self, peer: Peer, message: m.AuditKept) -> m.Done:
+    def _kept(self, peer: Peer, message: m.AuditKept) -> m.Done:
         self._audit_kept(message.boot, message.number)
         return m.Done()
 
-    async def _missed(self, peer: Peer, message: m.MissedAsk) -> m.Changes:
+    def _missed(self, peer: Peer, message: m.MissedAsk) -> m.Changes:
         return m.Changes(epoch=self._index.position.epoch, changes=self._index.recent_after(message.position)[:MISSED_MAX])
 
     async def _take_in(self, position: Position, facts: tuple[Fact, ...]) -> None:

@@ -21,7 +21,7 @@ from securifile.model import facts as f
 from securifile.model.entries import Sidecar
 from securifile.model.ids import BEGINNING, AttemptId, Position
 from securifile.model.reconciliation import differences, gone_thing, thing_of
-from securifile.sql.facts import Superseded, apply_fact, every_fact
+from securifile.sql.facts import Superseded, apply_fact, apply_facts, every_fact
 from securifile.sql.sqlite import SqliteDatabase
 from securifile.sql.tables import FACT_TABLE_NAMES, FACT_TABLES, spelled
 
@@ -155,18 +155,21 @@ class Index:
             known = await self._watermark(sql)
             if known != start:
                 raise ValueError(f"the feed was to go on at {start}, and the index is at {known} meanwhile")
+            if not await sql.query("SELECT 1 FROM stamps LIMIT 1"):
+                every = [fact for change in fresh for fact in change.facts]
+                await self._note(sql, await apply_facts(sql, every))
+                await sql.execute(_WATERMARK, {**attrs.asdict(reached), "marked": self.marked, "mark": self.mark})
+                return every
             applied: list[f.Fact] = []
-            stamped = bool(await sql.query("SELECT 1 FROM stamps LIMIT 1"))
             for change in fresh:
                 at = Position(epoch, change.revision)
                 for fact in change.facts:
-                    if stamped and await self._stamp(sql, fact) > at:
+                    if await self._stamp(sql, fact) > at:
                         await self._note_skipped(sql, fact)
                         continue
                     await self._note(sql, await apply_fact(sql, fact))
                     applied.append(fact)
-            if stamped:
-                await sql.execute("DELETE FROM stamps WHERE epoch < :epoch OR revision <= :revision", attrs.asdict(reached))
+            await sql.execute("DELETE FROM stamps WHERE epoch < :epoch OR revision <= :revision", attrs.asdict(reached))
             await sql.execute(_WATERMARK, {**attrs.asdict(reached), "marked": self.marked, "mark": self.mark})
             return applied
 

@@ -63,7 +63,7 @@ from securifile.protocol.wire import Connector, Identify, NotAcceptable, Traffic
 
 UNREAD_BYTES_MAX = 1024 * 1024
 """Received and not consumed, before the socket is not read any more: four frames."""
-IDLE_MAX = 4
+IDLE_MAX = 32
 """Idle connections kept for each server."""
 IDLE_S = 30.0
 CONNECT_S = 5.0

@@ -7,7 +7,7 @@ decides on facts and then applies them just as each node will.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import attrs
@@ -44,6 +44,26 @@ async def apply_fact(sql: Any, fact: f.Fact) -> list[Superseded]:
     return await _APPLIERS[type(fact)](sql, fact)
 
 
+async def apply_facts(sql: Any, facts: Iterable[f.Fact]) -> list[Superseded]:
+    """The same for each of these, in order; files that follow each other together."""
+    superseded: list[Superseded] = []
+    files: dict[EntryId, f.File] = {}
+    for fact in facts:
+        if isinstance(fact, f.File) and fact.id not in files:
+            files[fact.id] = fact
+            continue
+        if files:
+            superseded += await apply_files(sql, list(files.values()))
+            files.clear()
+        if isinstance(fact, f.File):
+            files[fact.id] = fact
+        else:
+            superseded += await apply_fact(sql, fact)
+    if files:
+        superseded += await apply_files(sql, list(files.values()))
+    return superseded
+
+
 def _upsert(table: str, columns: Sequence[str], key: Sequence[str]) -> str:
     values = ", ".join(":" + column for column in columns)
     return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({values}){_again(columns, key)}"
@@ -59,7 +79,8 @@ _SESSION = _upsert("sessions", ["token_hash", "username", "expires_at"], ["token
 _ENTRY_NAMES = tuple(ENTRY_COLUMNS.split(", "))
 _ENTRY_AGAIN = _again(_ENTRY_NAMES, ["id"])
 _ENTRY = _upsert("entries", _ENTRY_NAMES, ["id"])
-_COPY = _upsert("copies", ["file", "node", "priority", "durable"], ["file", "node"])
+_COPY_NAMES = ("file", "node", "priority", "durable")
+_COPY_AGAIN = _again(_COPY_NAMES, ["file", "node"])
 _GRANT = _upsert("grants", ["entry", "username", "role", "granted_by"], ["entry", "username"])
 _USAGE = (
     "INSERT INTO usage (owner, files, bytes) VALUES (:owner, :files, :bytes)"
@@ -128,41 +149,53 @@ def _entry_row(file: f.File) -> tuple[Any, ...]:
 
 
 async def _file(sql: Any, fact: f.File) -> list[Superseded]:
-    version = fact.version
-    before = await sql.query("SELECT attempt, size FROM entries WHERE id = :id", {"id": fact.id.value})
-    await sql.execute(_ENTRY, dict(zip(_ENTRY_NAMES, _entry_row(fact), strict=True)))
-    held: set[str] = set()
+    return await apply_files(sql, [fact])
+
+
+async def apply_files(sql: Any, files: Sequence[f.File]) -> list[Superseded]:
+    """Like `apply_fact` for each of these, which are different files, with a few statements for all of them."""
+    ids = {"files": tuple(file.id.value for file in files)}
+    before = {bytes(row[0]): row for row in await sql.query("SELECT id, attempt, size FROM entries WHERE id IN :files", ids)}
+    held: dict[bytes, set[str]] = {id_: set() for id_ in before}
     if before:
-        held = {row[0] for row in await sql.query("SELECT node FROM copies WHERE file = :file", {"file": fact.id.value})}
-        await sql.execute("DELETE FROM copies WHERE file = :file", {"file": fact.id.value})
-    for copy in version.copies:
-        await sql.execute(_COPY, {"file": fact.id.value, "node": copy.node, "priority": copy.priority, "durable": copy.durable})
-    await _count(sql, fact.owner, 0 if before else 1, version.size - (before[0][1] if before else 0))
-    if before and bytes(before[0][0]) != version.attempt.value:
-        return [Superseded(file=fact.id, attempt=AttemptId(bytes(before[0][0])))]
-    dropped = held - {copy.node for copy in version.copies}
-    return [Superseded(file=fact.id, attempt=version.attempt, node=node) for node in sorted(dropped)]
+        for id_, node in await sql.query("SELECT file, node FROM copies WHERE file IN :files", ids):
+            held[bytes(id_)].add(node)
+    put_files(sql, [(file, before[file.id.value][2] if file.id.value in before else None) for file in files])
+    superseded = []
+    for file in files:
+        row = before.get(file.id.value)
+        if row is None:
+            continue
+        if bytes(row[1]) != file.version.attempt.value:
+            superseded.append(Superseded(file=file.id, attempt=AttemptId(bytes(row[1]))))
+            continue
+        dropped = held[file.id.value] - {copy.node for copy in file.version.copies}
+        superseded += [Superseded(file=file.id, attempt=file.version.attempt, node=node) for node in sorted(dropped)]
+    return superseded
 
 
-def put_files(sql: Any, files: Sequence[tuple[f.File, f.File | None]]) -> None:
-    """Make the tables say what these facts say, like `apply_fact`, with a few statements for all of them, run later.
+def put_files(sql: Any, files: Sequence[tuple[f.File, int | None]]) -> None:
+    """Make the tables say what these facts say, with a few statements for all of them, run later.
 
     Args:
-        files: each with the file as it was just before (None: there was none), in order. One may come more than once.
+        files: each with the size of its version just before (None: there was none), in order. One may come more than once.
     """
     last = {file.id: file for file, _ in files}
     sql.later(*insert_rows("entries", _ENTRY_NAMES, [_entry_row(file) for file in last.values()], _ENTRY_AGAIN))
-    replaced = tuple(dict.fromkeys(before.id.value for _, before in files if before is not None))
+    replaced = tuple({file.id.value: None for file, before in files if before is not None})
     if replaced:
         sql.later("DELETE FROM copies WHERE file IN :files", {"files": replaced})
-    copies = [(file.id.value, copy.node, copy.priority, copy.durable) for file in last.values() for copy in file.version.copies]
+    copies = {
+        (file.id.value, copy.node): (file.id.value, copy.node, copy.priority, copy.durable)
+        for file in last.values()
+        for copy in file.version.copies
+    }
     if copies:
-        sql.later(*insert_rows("copies", ("file", "node", "priority", "durable"), copies))
+        sql.later(*insert_rows("copies", _COPY_NAMES, list(copies.values()), _COPY_AGAIN))
     counts: dict[str, tuple[int, int]] = {}
     for file, before in files:
         number, size = counts.get(file.owner, (0, 0))
-        grown = file.version.size - (0 if before is None else before.version.size)
-        counts[file.owner] = (number + (before is None), size + grown)
+        counts[file.owner] = (number + (before is None), size + file.version.size - (before or 0))
     for owner, (number, size) in counts.items():
         sql.later(_USAGE, {"owner": owner, "files": number, "bytes": size})
 

@@ -41,6 +41,9 @@ PREPARED_STATEMENTS = 512
 _WORLD = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_NOMEM")
 _DAMAGE = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
 
+_ERRORS = (sqlite3.Error, OverflowError, UnicodeEncodeError)
+"""What a statement may raise."""
+
 
 class DatabaseDamaged(Exception):
     """The file is not a sound SQLite database; an index is then made anew and fed again."""
@@ -79,15 +82,20 @@ class SqliteSql:
             DatabaseDamaged: the file is not sound.
         """
         connection = self._open()
-        with _translated():
+        # Not `with _translated()`, which takes as long as a short question.
+        try:
             return connection.execute(*for_sqlite(statement, parameters)).fetchall()
+        except _ERRORS as error:
+            raise _translation(error) from error
 
     def execute_now(self, statement: str, parameters: Mapping[str, Any] = {}) -> int:
         """Run a statement for its effect; the number of rows it touched. Raises as `query_now`."""
         connection = self._open()
-        with _translated():
+        try:
             # SQLite says -1 where nothing is counted.
             return max(0, connection.execute(*for_sqlite(statement, parameters)).rowcount)
+        except _ERRORS as error:
+            raise _translation(error) from error
 
     def end(self) -> None:
         """Refuse every further question: the transaction is over."""
@@ -329,7 +337,7 @@ def _roll_back(connection: sqlite3.Connection) -> None:
 def _translated() -> Iterator[None]:
     try:
         yield
-    except (sqlite3.Error, OverflowError, UnicodeEncodeError) as error:
+    except _ERRORS as error:
         raise _translation(error) from error
 
 

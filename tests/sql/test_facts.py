@@ -18,7 +18,7 @@ from securifile.model.ids import AttemptId, EntryId
 from securifile.model.roles import Role
 from securifile.model.settings import ClusterSettings
 from securifile.sql import directory
-from securifile.sql.facts import apply_fact, every_fact, settings_of
+from securifile.sql.facts import apply_fact, apply_facts, every_fact, settings_of
 from securifile.sql.sqlite import SqliteDatabase
 from securifile.sql.tables import FACT_TABLE_NAMES, FACT_TABLES, spelled
 from tests.histories import PEOPLE, History, history
@@ -106,6 +106,24 @@ async def test_the_tables_say_what_is_true(tables: Tables, past: History) -> Non
     found = await tables.every_fact()
     assert len(found) == len(set(found))
     assert set(found) == past.world.facts()
+
+
+@pytest.mark.parametrize("past", PASTS)
+@pytest_twisted.ensureDeferred
+async def test_facts_applied_together_are_as_good_as_one_by_one(tables: Tables, past: History) -> None:
+    """However a history is cut into pieces, the same rows come of it, and the same blobs are superseded."""
+    await tables.empty()
+    one_by_one = await tables.apply(past.facts)
+    rows = await tables.rows()
+    facts = list(past.facts)
+    for size in (2, 7, len(facts)):
+        await tables.empty()
+        superseded: set[AttemptId] = set()
+        for start in range(0, len(facts), size):
+            piece = facts[start : start + size]
+            superseded |= {one.attempt for one in await tables.do(lambda sql, piece=piece: apply_facts(sql, piece))}
+        assert superseded == one_by_one
+        assert await tables.rows() == rows
 
 
 @pytest.mark.parametrize("past", PASTS)
