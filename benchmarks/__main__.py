@@ -17,6 +17,7 @@ from typing import Any
 import attrs
 
 from benchmarks import history
+from benchmarks.clients import ClientFailed
 from benchmarks.cluster import US, SecuriFile
 from benchmarks.figures import Goal, Measure, Sample
 from benchmarks.memory import peaks
@@ -87,9 +88,13 @@ def main(arguments: Sequence[str]) -> int:
         if not options.rows or MEMORY in options.rows:
             us.clear()
             us.set_replicas(2)
-            for line, figure in peaks(us, files, sizes):
-                _say(line)
-                kept.append(figure)
+            try:
+                for line, figure in peaks(us, files, sizes):
+                    _say(line)
+                    kept.append(figure)
+            except ClientFailed as problem:
+                failed += 1
+                _say(f"the memory of a node was not measured to the end: {problem}")
         history.append(options.history, began, kept, quick=options.quick, rounds=rounds)
         _say(f"kept in {options.history}; {time.time() - began:.0f} s")
     return 1 if failed else 0
