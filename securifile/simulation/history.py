@@ -59,6 +59,8 @@ class Operation:
     outcome: Outcome = Outcome.UNKNOWN
     status: int | None = None
     code: str | None = None
+    detail: str | None = None
+    """Of a problem: what the person reads."""
     etag: str | None = None
     answered_by: str | None = None
     """The server whose answer it was, after redirects."""

@@ -344,7 +344,8 @@ class Person:
             operation.status = answer.status
             operation.etag = answer.headers.get("etag")
             if answer.headers.get("content-type", "").startswith("application/problem+json") and answer.whole:
-                operation.code = str(json.loads(answer.content).get("code"))
+                problem = json.loads(answer.content)
+                operation.code, operation.detail = str(problem.get("code")), str(problem.get("detail"))
             if answer.status == 401 and operation.kind is not Kind.SIGN_IN:
                 self._token = None
         operation.outcome = self._outcome(answer)

@@ -145,9 +145,15 @@ def test_locks_refuse_early() -> None:
     locked, unlocked = simulate(calm), simulate(attrs.evolve(calm, parts=Parts(node=Unlocked)))
     check(locked)
     check(unlocked)
-    assert refusals(locked, "conflict") == 0 and refusals(locked, "locked") > 10
-    assert refusals(unlocked, "conflict") > 5 and refusals(unlocked, "locked") == 0
+    assert late_conflicts(locked) == 0 and refusals(locked, "locked") > 10
+    assert late_conflicts(unlocked) > 5 and refusals(unlocked, "locked") == 0
 
 
 def refusals(report: Report, code: str) -> int:
     return sum(one.kind is Kind.WRITE and one.code == code for one in report.operations)
+
+
+def late_conflicts(report: Report) -> int:
+    """Conflicts but for those that a server finds in the ticket of a redirect, before the body: somebody wrote while it was followed."""
+    early = sum("since the redirect" in (one.detail or "") for one in report.operations if one.kind is Kind.WRITE)
+    return refusals(report, "conflict") - early
