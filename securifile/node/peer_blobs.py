@@ -11,6 +11,7 @@ from twisted.python.failure import Failure
 from securifile.model.entries import WHOLE_BYTES_MAX, WholeBlob
 from securifile.model.errors import BlobExists, Code, CorruptBlock, DiskFull, NoSuchBlob, Refusal, StreamBroken
 from securifile.model.ids import AttemptId
+from securifile.node.bursts import take_in
 from securifile.node.staged import StagedUploads
 from securifile.protocol.connection import PeerIdentity
 from securifile.protocol.messages import AppendBlob, BlobAppended, BlobFollows, BlobStored, FetchBlob, StoreBlob
@@ -39,6 +40,8 @@ class PeerBlobs:
         try:
             while data := await source.read():
                 await writer.write(data)
+                while (burst := await take_in(source, writer)) is not None and burst.received:
+                    pass
             summary = await writer.finish(request.file, request.version)
         except DiskFull as error:
             raise _refusal(error) from error

@@ -406,6 +406,8 @@ class Uploads:
                 for hasher in checks.values():
                     hasher.update(data)
                 await fanout.write(data)
+                while await fanout.pour(request.body, tuple(checks.values())):
+                    pass
                 if asked.size is None and writer.received - looked_at >= QUOTA_LOOK_BYTES:
                     # Nobody said how much will come: an endless body must not fill the disks first and be refused then.
                     looked_at = writer.received
