@@ -92,6 +92,8 @@ class LargePieces(BufferingTLSTransport):
     """Why nothing comes any more, found by a lane and not acted upon yet."""
     _reading_held = False
     """Whether whoever is above wants to receive nothing."""
+    _unread = False
+    """Whether a lane may have left something that was to be delivered when nothing was wanted."""
     _reading_on: IDelayedCall | None = None
     """Set after a lane that received, until the reactor reads again."""
 
@@ -112,6 +114,8 @@ class LargePieces(BufferingTLSTransport):
         if receives:
             self._do_not_read_on()
             tcp.stopReading()
+            # The round of the reactor that is under way may have found that there is something to read before this was said.
+            tcp.doRead = _read_nothing  # type: ignore[method-assign]
         self._lane = Lane(self, tcp.socket.dup(), self._tlsConnection, receives)
         return self._lane
 
@@ -124,7 +128,10 @@ class LargePieces(BufferingTLSTransport):
     def resumeProducing(self) -> None:
         """Deliver what comes."""
         self._reading_held = False
-        if not self._lane_receives() and self._reading_on is None:
+        if self._unread:
+            self._unread = False
+            self._read_on_later()
+        elif not self._lane_receives() and self._reading_on is None:
             below: Any = self.transport
             below.resumeProducing()
 
@@ -169,15 +176,21 @@ class LargePieces(BufferingTLSTransport):
     def lane_closed(self, received: bool) -> None:
         """What a lane left over goes on in the usual way. Called by the lane."""
         self._lane = None
+        if received and self._tcp is not None:
+            vars(self._tcp).pop("doRead")
         if self._tlsConnection is not None:
             self._flushSendBIO()
         if received and self._tcp is not None and not self._aborted:
-            # In the next round: who closed it has to count first, and often there is another lane by then.
-            reactor: Any = self._tcp.reactor
-            self._reading_on = reactor.callLater(0, self._read_on)
+            self._read_on_later()
 
     def _lane_receives(self) -> bool:
         return self._lane is not None and self._lane.receives
+
+    def _read_on_later(self) -> None:
+        """In the next round: who closed a lane has to count first, and often there is another lane by then."""
+        if self._tcp is not None and self._reading_on is None:
+            reactor: Any = self._tcp.reactor
+            self._reading_on = reactor.callLater(0, self._read_on)
 
     def _do_not_read_on(self) -> None:
         if self._reading_on is not None:
@@ -190,8 +203,10 @@ class LargePieces(BufferingTLSTransport):
         with self._turn:
             if self._tcp is None or self._lane is not None or self._tlsConnection is None:
                 return
-            if not self._reading_held:
-                self._flushReceiveBIO()
+            if self._reading_held:
+                self._unread = True
+                return
+            self._flushReceiveBIO()
             if not self._reading_held and not self._lane_receives() and self._reading_on is None and self._tcp is not None:
                 self._tcp.resumeProducing()
 
@@ -233,10 +248,13 @@ class LargePieces(BufferingTLSTransport):
         """Whether what is sent now would overtake nothing, and the socket is there to take it. Also for a lane's thread: Twisted empties
         its buffers only after it has sent what was in them.
         """
+        return not self._left and self._is_clear_below()
+
+    def _is_clear_below(self) -> bool:
+        """Whether Twisted has sent all that it was given."""
         tcp = self._tcp
         return (
             tcp is not None
-            and not self._left
             and not (tcp.dataBuffer or tcp._tempDataBuffer)
             and bool(tcp.connected)
             and not (tcp.disconnecting or tcp._writeDisconnecting)
@@ -300,6 +318,10 @@ class LargePieces(BufferingTLSTransport):
         return int(taken)
 
 
+def _read_nothing() -> None:
+    """In place of a connection's `doRead`, while a lane reads."""
+
+
 class Lane:
     """A TLS connection, lent to a worker's thread for one burst.
 
@@ -353,7 +375,7 @@ class Lane:
         while True:
             with self.turn:
                 layer = self.check_open()
-                if layer._left:
+                if layer._left and layer._is_clear_below():
                     layer._left = layer._left[send_now(self._socket, memoryview(layer._left)) :]
                 if layer._is_clear():
                     return True

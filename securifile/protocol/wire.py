@@ -147,6 +147,8 @@ class Wire(TwistedProtocol):
         self._closing = False
         self._held = False
         self._lane: Lane | None = None
+        self._behind = 0
+        """Events that have arrived and wait for the one at hand to be handled."""
 
     # --- for sessions ---
 
@@ -227,7 +229,8 @@ class Wire(TwistedProtocol):
         soon as something else is said here.
         """
         make = getattr(self.transport, "lane", None)
-        if make is None or not self.usable or (receives and self._held):
+        # What has arrived comes first: who is told of one event must not receive by a lane what comes behind the next.
+        if make is None or not self.usable or (receives and (self._held or self._behind)):
             return None
         self._lane = make(receives=receives)
         return self._lane
@@ -239,9 +242,7 @@ class Wire(TwistedProtocol):
         if self.connection.purpose is not None:
             self._traffic.sent[self.connection.purpose] += lane.taken
             self._traffic.received[self.connection.purpose] += lane.received
-        for event in events:
-            if not self.gone:
-                self._handle(event)
+        self._handle_all(events)
 
     def _end_lane(self) -> None:
         if self._lane is not None:
@@ -271,10 +272,7 @@ class Wire(TwistedProtocol):
 
     def dataReceived(self, data: bytes) -> None:
         """Bytes from the other end."""
-        for event in self.connection.receive(data):
-            self._handle(event)
-            if self.gone:
-                break
+        self._handle_all(self.connection.receive(data))
         self._count(self._traffic.received, data)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -322,6 +320,13 @@ class Wire(TwistedProtocol):
             return
         if self.connection.side is Side.CLIENT:
             self.send(self.connection.hello())
+
+    def _handle_all(self, events: Sequence[Event]) -> None:
+        self._behind += len(events)
+        for event in events:
+            self._behind -= 1
+            if not self.gone:
+                self._handle(event)
 
     def _handle(self, event: Event) -> None:
         if self._closing:

@@ -15,6 +15,7 @@ import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults, succeed
 from twisted.internet.endpoints import TCP4ServerEndpoint
+from twisted.internet.task import deferLater
 
 from securifile.model.digests import DigestAlgorithm
 from securifile.model.errors import Refusal, StreamBroken
@@ -28,6 +29,7 @@ from securifile.protocol.bulk import BulkPool
 from securifile.protocol.messages import StoreBlob
 from securifile.protocol.sniff import tls_only
 from securifile.protocol.tls import CurrentCredentials, identify, tls_connector, tls_factory, uri_of
+from securifile.protocol.tls_layer import WAIT_MS
 from securifile.protocol.transport import ControlAndBulkFactory
 from securifile.workers import ThreadWorker
 from tests.protocol.certs import credentials
@@ -311,3 +313,17 @@ async def test_a_replica_that_refuses_in_a_burst_is_lost_alone(tmp_path: Path, w
         assert not await upload(Body(rest=WHOLE), n1, origin)
         assert (await origin.sidecar(A)).digest == hashlib.sha256(WHOLE).digest()
         await taken.abandon()
+
+
+@pytest_twisted.ensureDeferred
+async def test_pieces_that_arrive_together_stay_in_order(tmp_path: Path, worker: ThreadWorker) -> None:
+    """Who waits for a piece in the reactor's thread gets those that arrived with it before a thread receives what comes behind them."""
+    async with replica(tmp_path, worker) as n1:
+        transfer = await n1.pool.store("n1", REQUEST)
+        pieces = [WHOLE[start : start + 10_007] for start in range(0, len(WHOLE), 10_007)]
+        for first in range(0, len(pieces), 30):
+            await gatherResults([transfer.write(piece) for piece in pieces[first : first + 30]])
+            # A pause in which a lane's thread gives up waiting.
+            await deferLater(reactor, 5 * WAIT_MS / 1000)  # type: ignore[arg-type]
+        stored = await transfer.finish(5)
+        assert (stored.size, stored.digest) == (len(WHOLE), hashlib.sha256(WHOLE).digest())
