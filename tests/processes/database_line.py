@@ -119,7 +119,8 @@ class _Connection:
             if message.startswith(b"Q") and message[5:].startswith(b"BEGIN"):
                 transaction = b""
             transaction += message
-            if message[5:] == b"COMMIT\0":
+            # It may travel with statements before it.
+            if message[5:] == b"COMMIT\0" or message.endswith(b";\nCOMMIT\0"):
                 self._fault, moment_s = self._line.strike(transaction)
             if self._fault is Fault.COMMIT_LOST:
                 self._line.struck.set()
