@@ -228,7 +228,8 @@ class AuditSender(Service):
             records = await reader.next(CHUNK_BYTES)
             if not records:
                 await news
-                if not connection.lost:
+                # A copy must not be late: what is confirmed to the other sender leaves the spool.
+                if self._confirming and not connection.lost:
                     await deferLater(self._clock, GATHER_S)
                 continue
             assert connection.transport is not None
