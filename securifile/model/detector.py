@@ -49,3 +49,12 @@ def answered(pulse: Pulse, cluster: Status) -> Pulse:
     """An answer came; `cluster` is what the cluster as a whole holds the peer for."""
     alone = pulse.status is Status.DOWN and cluster is Status.RUNNING
     return Pulse(status=Status.RUNNING if alone else pulse.status)
+
+
+def verified(pulse: Pulse, verdict: Status) -> Pulse:
+    """The cluster has verified the peer and holds it for `verdict` now.
+
+    So it answered others until a moment ago, and what it did not answer while it was away counts no more: else the next heartbeat, which is
+    due before this server's own first answer, would put it down again.
+    """
+    return pulse if pulse.status is verdict else Pulse(status=verdict)

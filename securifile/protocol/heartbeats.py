@@ -14,7 +14,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from securifile.model.detector import Pulse, answered, sending
+from securifile.model.detector import Pulse, answered, sending, verified
 from securifile.model.errors import DeadlineExceeded, PeerUnreachable, Refusal
 from securifile.model.facts import Server
 from securifile.model.ids import BEGINNING, Position
@@ -105,7 +105,7 @@ class Heartbeats:
         """The cluster now holds that server for this: a verification has ended, well (`running`) or badly (`failed`)."""
         before = self._pulses.get(name)
         if before is not None and status is not Status.DOWN:
-            self._think(name, before, attrs.evolve(before, status=status))
+            self._think(name, before, verified(before, status))
 
     @property
     def judgements(self) -> dict[str, Status]:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from securifile.model.detector import Pulse, answered, sending
+from securifile.model.detector import Pulse, answered, sending, verified
 from securifile.model.servers import Status
 
 
@@ -67,6 +67,20 @@ def test_a_failed_peer_does_not_come_back_by_answering() -> None:
     for cluster in Status:
         assert answered(failed, cluster).status is Status.FAILED
     assert beats(failed, 3, 3, first=2).status is Status.DOWN
+
+
+@pytest.mark.parametrize("verdict", [Status.FAILED, Status.RUNNING])
+def test_a_verdict_ends_the_count(verdict: Status) -> None:
+    """Who was away and has just been verified is put down only by so many new misses, not by what it missed before."""
+    returned = verified(beats(Pulse(status=Status.RUNNING), 9, 3), verdict)
+    assert beats(returned, 3, 3, first=10).status is verdict
+    assert beats(returned, 4, 3, first=10).status is Status.DOWN
+
+
+def test_what_is_said_again_changes_nothing() -> None:
+    """A peer that is held for running, misses heartbeats, and is told about once more goes on missing them."""
+    missing = beats(Pulse(status=Status.RUNNING), 3, 3)
+    assert verified(missing, Status.RUNNING) == missing
 
 
 @given(st.lists(st.sampled_from(["send", "answer", "answer of a returning node"]), max_size=40), st.integers(1, 5))

@@ -136,6 +136,17 @@ def test_an_answer_does_not_bring_back_what_the_cluster_holds_for_down() -> None
     assert "nobody" not in world.heartbeats.judgements
 
 
+@pytest.mark.parametrize("verdict", [Status.FAILED, Status.RUNNING])
+def test_a_verdict_outlives_the_round_after_it(verdict: Status) -> None:
+    """A node that returns is often verified before this server's own heartbeats reach it again: it stays what the verdict says."""
+    world = World()
+    world.clock.pump([1.0] * 5)
+    assert world.heartbeats.status_of("n3") is Status.DOWN
+    world.heartbeats.cluster_holds("n3", verdict)
+    world.clock.advance(1.0)
+    assert world.heartbeats.status_of("n3") is verdict
+
+
 def test_acknowledgements_count_from_sending() -> None:
     """A slow answer does not lengthen the standing, and an older one that arrives later does not shorten it."""
     world = World()
