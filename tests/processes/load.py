@@ -203,7 +203,8 @@ def _event(one: Operation, answered: Mapping[int, float]) -> Event | None:
 
     Promised is that nobody is served an older version once a newer one was *answered* (design, guarantee 4). Who reads one whose upload
     has not been answered yet reads it early: another node, which is cut off and has not lost its standing, may still give the one before,
-    while the writer waits for just that. So such a read binds others from the answer on, or, when there was none, not at all.
+    while the writer waits for just that. So such a read binds others from the answer on, or, when there was none, not at all
+    (`docs/decisions/0022-reads-beside-an-unanswered-write.md`).
 
     Args:
         answered: when the upload of each version was.
