@@ -9,6 +9,7 @@ import attrs
 from twisted.internet.defer import Deferred
 
 from securifile.admin.commits import Commits, check_person, check_role, under_key
+from securifile.admin.copies import Copies
 from securifile.admin.ledger import Decision, Entered, Ledger
 from securifile.model.errors import Code, Refusal
 from securifile.model.facts import Entry, EntryGone, File, Folder, Grant, GrantGone
@@ -26,6 +27,7 @@ class Files:
         self._ledger = ledger
         self._wall = wall
         self._commits = Commits(ledger, wall)
+        self._copies = Copies(ledger)
 
     # --- versions ---
 
@@ -81,25 +83,12 @@ class Files:
     # --- copies ---
 
     def copy_made(self, asked: m.CopyMade, node: str) -> Deferred[m.Done]:
-        """Note that a node has the blob that it was to have."""
-        return Deferred.fromCoroutine(self._set_copy(asked.file, asked.attempt, node, durable=True))
+        """Note that a node has the blob that it was to have: see `Copies.note`."""
+        return self._copies.note(asked.file, asked.attempt, node, durable=True)
 
     def copy_bad(self, asked: m.CopyBad, node: str) -> Deferred[m.Done]:
         """Note that a node's copy cannot be used: it is pending again."""
-        return Deferred.fromCoroutine(self._set_copy(asked.file, asked.attempt, node, durable=False))
-
-    async def _set_copy(self, id_: EntryId, attempt: AttemptId, node: str, *, durable: bool) -> m.Done:
-        async def decide(sql: Any, position: Position) -> Decision[None]:
-            file = await directory.file_by_attempt(sql, id_, attempt)
-            if file is None:
-                return Decision(facts=(), answer=None)
-            copies = tuple(attrs.evolve(copy, durable=durable) if copy.node == node else copy for copy in file.version.copies)
-            if copies == file.version.copies:
-                return Decision(facts=(), answer=None)
-            return Decision(facts=(attrs.evolve(file, version=attrs.evolve(file.version, copies=copies)),), answer=None)
-
-        await self._ledger.enter("set copy", decide)
-        return m.Done()
+        return self._copies.note(asked.file, asked.attempt, node, durable=False)
 
     # --- folders, deletes, moves, rights ---
 

@@ -30,7 +30,7 @@ from securifile.model.interfaces import Row
 from securifile.process import CannotStart
 from securifile.protocol.codec import decode_value, encode_value
 from securifile.sql.dialects import POSTGRESQL, insert_rows
-from securifile.sql.facts import apply_fact, every_fact
+from securifile.sql.facts import apply_facts, every_fact
 
 T = TypeVar("T")
 
@@ -231,8 +231,7 @@ class Ledger:
             decision = await decide(sql, position)
             if not decision.facts:
                 return Decisions(changes=(), answer=Entered(position=before, facts=(), answer=decision.answer))
-            for fact in decision.facts:
-                await apply_fact(sql, fact)
+            await apply_facts(sql, decision.facts)
             return Decisions(changes=(decision.facts,), answer=Entered(position=position, facts=decision.facts, answer=decision.answer))
 
         return await self.enter_all(name, decide_one, needs)

@@ -28,10 +28,6 @@ from securifile.sql import directory
 ROUND_S = 2.0
 """How often: a few heartbeats; grace times are minutes."""
 
-COMING_MAX = 64
-"""Copies being made at a time, in the whole cluster: enough to keep every node busy, few enough that what is most endangered does not
-wait behind what was planned long ago."""
-
 CHANGED_MAX = 200
 """Files changed with one commit: their facts go to every node in one message."""
 
@@ -48,6 +44,33 @@ ENDANGERED_MAX = 10_000
 
 REST_ROUNDS = 15
 """After all copies of those nodes were looked at, they are looked at again so many rounds later."""
+
+
+@attrs.frozen(kw_only=True)
+class AtOnce:
+    """How many copies may be under way at a time, in the whole cluster, so that what becomes most endangered waits behind little."""
+
+    copies: int = 64
+    """However large: enough to keep every node busy."""
+    small: int = 1000
+    """As long as all together have no more than `bytes`: small files are made by the hundred between two looks."""
+    bytes: int = 64 * 1024 * 1024
+
+    def allow(self, coming: Coming) -> bool:
+        """Whether so much may be under way."""
+        return coming.copies <= self.copies or (coming.copies <= self.small and coming.bytes <= self.bytes)
+
+
+@attrs.frozen
+class Coming:
+    """What is being made."""
+
+    copies: int
+    bytes: int
+
+    def and_more(self, copies: int, size: int) -> Coming:
+        """With so many copies more, of a version of this size."""
+        return Coming(self.copies + copies, self.bytes + copies * size)
 
 
 class Repair:
@@ -68,6 +91,7 @@ class Repair:
         may: May = anybody,
         page: int = PAGE,
         looked_at: int = LOOKED_AT,
+        at_once: AtOnce | None = None,
     ) -> None:
         """Args:
         room: bytes available on each running node.
@@ -85,6 +109,7 @@ class Repair:
         self._may = may
         self._page = page
         self._looked_at = looked_at
+        self._at_once = at_once or AtOnce()
         self._cursor = b""
         self._endangered = MostEndangered(ENDANGERED_MAX)
         self._readable: tuple[str, ...] = ()
@@ -111,21 +136,23 @@ class Repair:
             if copies is None:
                 continue
             made = len({copy.node for copy in copies} - {copy.node for copy in file.version.copies})
+            after = coming.and_more(made, file.version.size)
             # What only drops copies need not wait for those that are being made.
-            if len(changing) < CHANGED_MAX and (made == 0 or coming + made <= COMING_MAX):
-                coming += made
+            if made == 0 or self._at_once.allow(after):
+                coming = after
                 changing.append(file.id)
             else:
                 put_off.add(file.id)
         self._endangered.forget([id_ for id_ in asked if id_ not in put_off])
-        await self._change(changing, room, stuck)
+        for first in range(0, len(changing), CHANGED_MAX):
+            await self._change(changing[first : first + CHANGED_MAX], room, stuck)
 
     def _plan(self, file: File, room: Mapping[str, int], stuck: Stuck) -> tuple[Copy, ...] | None:
         wanted = self._roster.settings.copies_wanted
         nodes = [node for node, attempt in stuck.get(file.id, {}).items() if attempt == file.version.attempt]
         return plan(file.version, wanted, holding_of=self.holding_of, room=room, below=self._below, stuck=nodes)
 
-    async def _candidates(self, sql: Any, stuck: Stuck) -> tuple[list[EntryId], list[File], list[File], int]:
+    async def _candidates(self, sql: Any, stuck: Stuck) -> tuple[list[EntryId], list[File], list[File], Coming]:
         holders = {node: self.holding_of(node) for node in await directory.holders(sql)}
         good = tuple(node for node in holders if holders[node] is Holding.GOOD)
         leaving = tuple(node for node in holders if holders[node] is Holding.LEAVING)
@@ -134,19 +161,20 @@ class Repair:
         # Nor do those of a node that is stuck with any: a full disk has many.
         stuck_nodes = {node for nodes in stuck.values() for node in nodes}
         rows = await sql.query(
-            "SELECT count(*) FROM (SELECT 1 FROM copies AS mine WHERE NOT mine.durable AND mine.node IN :good AND EXISTS"
+            "SELECT count(*), sum(size) FROM (SELECT entries.size FROM copies AS mine JOIN entries ON entries.id = mine.file"
+            " WHERE NOT mine.durable AND mine.node IN :good AND EXISTS"
             " (SELECT 1 FROM copies AS source WHERE source.file = mine.file AND source.durable AND source.node IN :readable)"
             " LIMIT :limit) AS coming",
-            {"good": tuple(node for node in good if node not in stuck_nodes), "readable": (*good, *leaving), "limit": COMING_MAX},
+            {"good": tuple(node for node in good if node not in stuck_nodes), "readable": (*good, *leaving), "limit": self._at_once.small},
         )
-        coming = int(rows[0][0])
+        coming = Coming(int(rows[0][0]), int(rows[0][1] or 0))
         urgent: list[File] = await directory.files(sql, [file.value for file in sorted(stuck)[: self._looked_at]])
         if (wanting, (*good, *leaving)) != (self._wanting, self._readable):
             self._wanting, self._readable = wanting, (*good, *leaving)
             self._left = [(node, b"") for node in wanting]
             self._endangered.clear()
         asked: list[EntryId] = []
-        if coming < COMING_MAX:
+        if self._at_once.allow(coming.and_more(1, 0)):
             await self._go_through(sql)
             asked = self._endangered.first(self._looked_at)
             urgent += await directory.files(sql, [file.value for file in asked])

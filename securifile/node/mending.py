@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import attrs
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
@@ -20,6 +20,7 @@ from securifile.model.entries import BlobSummary
 from securifile.model.errors import BlobExists, Code, DiskFull, OutcomeUnknown, Refusal, StreamBroken
 from securifile.model.facts import Fact, File
 from securifile.model.ids import AttemptId, EntryId
+from securifile.model.pacing import Pace
 from securifile.node.acting import Acting
 from securifile.node.examination import examine
 from securifile.node.index import Index
@@ -37,6 +38,9 @@ PAGE = 500
 
 FAILING_MAX = 200
 """Copies that fail in one pass before it is given up: they are told of, and when others have taken them over come the next ones."""
+
+AT_ONCE = 8
+"""Copies made at a time: of small files most of the time is waiting for the holder, the disk and the catalogue. They share the rate."""
 
 FAILED = (Refusal, OutcomeUnknown, StreamBroken, DiskFull, BlobExists, OSError)
 
@@ -81,6 +85,7 @@ class Mending:
         self._rate = rate
         self._checked = checked
         self._failing: dict[AttemptId, _Failing] = {}
+        self._pace = Pace()
         self._running: Deferred[None] | None = None
         self._news: Deferred[None] = Deferred()
 
@@ -122,24 +127,33 @@ class Mending:
         """Make the pending copies, each if it can be; whether nothing is left over."""
         now = self._clock.seconds()
         known, self._failing = self._failing, {}
-        complete = True
-        for file in pending:
-            try:
-                await self._complete(file)
-            except FAILED as error:
-                self._log.warn("the copy of {file} cannot be made yet: {problem}", file=str(file.id), problem=str(error))
-                complete = False
-                if _is_about_the_catalogue(error):
-                    # Nothing can be noted now, nor told.
-                    self._failing = {**known, **self._failing}
-                    return False
-                before = known.get(file.version.attempt) or _Failing(file=file.id, since=now, failures=0, error=error)
-                self._failing[file.version.attempt] = attrs.evolve(before, failures=before.failures + 1, error=error)
-                if len(self._failing) == FAILING_MAX:
-                    break
+        waiting = iter(pending)
+        is_catalogue_away = False
+
+        async def work() -> None:
+            nonlocal is_catalogue_away
+            for file in waiting:
+                try:
+                    await self._complete(file)
+                except FAILED as error:
+                    self._log.warn("the copy of {file} cannot be made yet: {problem}", file=str(file.id), problem=str(error))
+                    if _is_about_the_catalogue(error):
+                        is_catalogue_away = True
+                    else:
+                        before = known.get(file.version.attempt) or _Failing(file=file.id, since=now, failures=0, error=error)
+                        self._failing[file.version.attempt] = attrs.evolve(before, failures=before.failures + 1, error=error)
+                if is_catalogue_away or len(self._failing) >= FAILING_MAX:
+                    return
+
+        await gatherResults([Deferred.fromCoroutine(work()) for _ in range(AT_ONCE)], consumeErrors=True)
+        if is_catalogue_away:
+            # Nothing can be noted now, nor told.
+            self._failing = {**known, **self._failing}
+            return False
         if self._failing:
-            await self._acting.tell_admins(m.CopiesFailing(copies=tuple(self._told(*one) for one in self._failing.items())))
-        return complete
+            told = list(self._failing.items())[:FAILING_MAX]
+            await self._acting.tell_admins(m.CopiesFailing(copies=tuple(self._told(*one) for one in told)))
+        return not self._failing
 
     def _told(self, attempt: AttemptId, failing: _Failing) -> m.FailingCopy:
         return m.FailingCopy(
@@ -160,7 +174,7 @@ class Mending:
             if file.version.size > space.available_bytes:
                 # Known before anything is fetched, each time anew.
                 raise DiskFull(f"{file.version.size} bytes do not fit: {space.available_bytes} are available")
-            await self._fetch(file, self._rate())
+            await self._fetch(file, self._pace)
         await self._acting.ask_admin(m.CopyMade(file=file.id, attempt=file.version.attempt))
 
     async def _repair(self, peer: Peer, asked: m.RepairSelf) -> m.Repaired:
@@ -172,7 +186,7 @@ class Mending:
                 continue
             try:
                 await self._blobs.quarantine(file.version.attempt, "found bad by repair")
-                await self._fetch(file, 0.0)
+                await self._fetch(file, None)
                 fetched += 1
             except FAILED as error:
                 self._log.error("{file} cannot be repaired: {problem}", file=str(file.id), problem=str(error))
@@ -208,14 +222,14 @@ class Mending:
             self._checked(file.version.attempt)
         return whole
 
-    async def _fetch(self, file: File, rate: float) -> None:
-        """Fetch a version's blob from a holder, and keep it if its digest is the recorded one."""
+    async def _fetch(self, file: File, pace: Pace | None) -> None:
+        """Fetch a version's blob from a holder, and keep it if its digest is the recorded one; without a pace as fast as it comes."""
         version = file.version
         others = [holder for holder in version.holders if holder != self._name]
         holders = sorted(others, key=lambda holder: not self._acting.is_available(holder))
         while True:
             source = self._sources.open(version, holders, 0, version.size)
-            summary = await self._copy(file, source, rate)
+            summary = await self._copy(file, source, pace)
             if (summary.size, summary.digest) == (version.size, version.digest):
                 break
             await self._blobs.quarantine(version.attempt, "fetched with another digest than the catalogue's")
@@ -226,7 +240,7 @@ class Mending:
         self._checked(version.attempt)
         self._log.info("fetched {file} version {number}", file=str(file.id), number=version.number)
 
-    async def _copy(self, file: File, source: VersionSource, rate: float) -> BlobSummary:
+    async def _copy(self, file: File, source: VersionSource, pace: Pace | None) -> BlobSummary:
         version = file.version
         try:
             writer = await self._blobs.begin(version.attempt, version.algorithm)
@@ -237,13 +251,13 @@ class Mending:
             # Whole but for a sidecar that says otherwise, or rotten: put it aside, do not trust it.
             await self._blobs.quarantine(version.attempt, "not the version that the catalogue has")
             writer = await self._blobs.begin(version.attempt, version.algorithm)
-        began = self._clock.seconds()
         try:
             while data := await source.read():
                 await writer.write(data)
-                early_s = writer.received / rate - (self._clock.seconds() - began) if rate else 0.0
-                if early_s > 0:
-                    await deferLater(self._clock, early_s)
+                rate = self._rate()
+                rest_s = pace.take(self._clock.seconds(), len(data), rate) if pace is not None and rate else 0.0
+                if rest_s:
+                    await deferLater(self._clock, rest_s)
             summary: BlobSummary = await writer.finish(file.id, version.number)
         except BaseException:
             await writer.abandon()

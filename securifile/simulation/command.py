@@ -120,7 +120,7 @@ def question(options: argparse.Namespace) -> Question:
             rack_outage_s=options.rack_outage,
             rack_kills=options.rack_kills,
             read_bytes_s=options.read_rate,
-            coming_max=repair.COMING_MAX,
+            coming_max=repair.AtOnce().copies,
             round_s=repair.ROUND_S,
         )
     except ValueError as error:

@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred
 
 from securifile.admin.failing import KEPT_S, FailingCopies
 from securifile.admin.ledger import Decision
-from securifile.admin.repair import COMING_MAX, REST_ROUNDS, Repair
+from securifile.admin.repair import REST_ROUNDS, AtOnce, Coming, Repair
 from securifile.model.entries import Copy
 from securifile.model.errors import Code, Refusal
 from securifile.model.facts import File
@@ -28,6 +28,8 @@ from tests.admin.catalogues import World
 GRACE_S = 600.0
 SETTINGS = ClusterSettings(replicas=1, write_copies=1, repair_after_s=GRACE_S)
 ROOM = 1000
+FEW = AtOnce(small=AtOnce().copies)
+"""As many small ones as large ones."""
 
 
 class Repairing:
@@ -47,7 +49,7 @@ class Repairing:
         self.room = dict.fromkeys(self.world.catalogue.roster.nodes, ROOM)
         self.repair = self.planner(self.world.catalogue.ledger)
 
-    def planner(self, ledger: Any, **more: int) -> Repair:
+    def planner(self, ledger: Any, at_once: AtOnce = FEW, **more: int) -> Repair:
         """A planner on that ledger."""
         roster = self.world.catalogue.roster
         return Repair(
@@ -58,6 +60,7 @@ class Repairing:
             below=Random(1).randrange,
             stuck=self.failing.stuck,
             verifying=lambda: self.verifying,
+            at_once=at_once,
             **more,
         )
 
@@ -224,21 +227,47 @@ async def test_what_a_node_has_that_is_being_verified_is_not_copied(repairing: R
 async def test_the_most_endangered_come_first_and_not_too_many_at_once(repairing: Repairing) -> None:
     """Files with one copy left are planned before those with two, and no more than a cluster can make at a time."""
     await repairing.world.catalogue.members.set_settings(attrs.evolve(SETTINGS, replicas=2))
-    for number in range(COMING_MAX):
+    for number in range(FEW.copies):
         await repairing.put(f"alice/two-left-{number}", "n1 n2 n3")
     for number in range(10):
         await repairing.put(f"alice/one-left-{number}", "n1 n3 n4")
     await repairing.down("n3", "n4")
     await repairing.repair.round()
     planned = await repairing.pending()
-    assert len(planned) == COMING_MAX
+    assert len(planned) == FEW.copies
     assert sum(name.startswith("one-left") for name, _ in planned) == 20
     await repairing.repair.round()
-    assert len(await repairing.pending()) == COMING_MAX
+    assert len(await repairing.pending()) == FEW.copies
     await repairing.settle()
     assert await repairing.pending() == []
-    for number in range(COMING_MAX):
+    for number in range(FEW.copies):
         assert len((await repairing.copies(f"alice/two-left-{number}")).split()) == 3
+
+
+def test_small_copies_are_made_by_the_hundred_and_large_ones_a_few_at_a_time() -> None:
+    """So many of any size, and more while all together are small."""
+    few = AtOnce(copies=2, small=5, bytes=100)
+    assert few.allow(Coming(2, 10**12))
+    assert not few.allow(Coming(3, 101))
+    assert few.allow(Coming(5, 100))
+    assert not few.allow(Coming(6, 6))
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_is_under_way_is_counted_in_bytes_too(repairing: Repairing) -> None:
+    """Of many small files as many are planned in one round as have room beside each other, those under way included."""
+    size = (await repairing.world.upload("alice/like-the-others")).size
+    planner = repairing.planner(repairing.world.catalogue.ledger, AtOnce(copies=2, small=500, bytes=10 * size))
+    for number in range(20):
+        await repairing.put(f"alice/{number}", "n1 n2")
+    await repairing.down("n2")
+    await planner.round()
+    assert len(await repairing.pending()) == 10
+    await planner.round()
+    assert len(await repairing.pending()) == 10
+    await repairing.make_pending()
+    await planner.round()
+    assert len(await repairing.pending()) == 10
 
 
 @pytest_twisted.ensureDeferred
@@ -263,7 +292,7 @@ async def test_many_files_are_gone_through_page_by_page(repairing: Repairing) ->
 @pytest_twisted.ensureDeferred
 async def test_copies_that_cannot_be_made_hold_up_no_others(repairing: Repairing) -> None:
     """More copies than are made at a time were to go to a node that is lost now: others take them over, and repair goes on."""
-    for number in range(COMING_MAX + 5):
+    for number in range(FEW.copies + 5):
         await repairing.put(f"alice/{number}", "n1 n2")
     await repairing.down("n2")
     repairing.room = {"n3": ROOM}
@@ -272,13 +301,13 @@ async def test_copies_that_cannot_be_made_hold_up_no_others(repairing: Repairing
     await repairing.down("n3")
     repairing.room = {"n4": ROOM}
     await repairing.settle()
-    assert {await repairing.copies(f"alice/{number}") for number in range(COMING_MAX + 5)} == {"n1 n4"}
+    assert {await repairing.copies(f"alice/{number}") for number in range(FEW.copies + 5)} == {"n1 n4"}
 
 
 @pytest_twisted.ensureDeferred
 async def test_what_nobody_can_read_holds_up_no_others(repairing: Repairing) -> None:
     """Pending copies whose file has no copy left to be made from do not count among those that are being made."""
-    for number in range(COMING_MAX):
+    for number in range(FEW.copies):
         await repairing.put(f"alice/{number}", "n1 n2?")
     await repairing.down("n1")
     await repairing.put("alice/other", "n3 n4")
@@ -291,7 +320,7 @@ async def test_what_nobody_can_read_holds_up_no_others(repairing: Repairing) -> 
 async def test_what_a_running_node_cannot_make_another_one_makes(repairing: Repairing) -> None:
     """A full disk: once the node is stuck, its pending copies are given to a node with room, those of files with one copy first."""
     await repairing.world.catalogue.members.set_settings(attrs.evolve(SETTINGS, replicas=2))
-    for number in range(COMING_MAX):
+    for number in range(FEW.copies):
         await repairing.put(f"alice/two-left-{number}", "n1 n2 n3?")
     for number in range(5):
         await repairing.put(f"alice/one-left-{number}", "n1 n3? n2?")
@@ -303,7 +332,7 @@ async def test_what_a_running_node_cannot_make_another_one_makes(repairing: Repa
     await repairing.repair.round()
     moved = [name for name, node in await repairing.pending() if node == "n4"]
     # Five copies that n2 makes are under way, too.
-    assert len(moved) == COMING_MAX - 5
+    assert len(moved) == FEW.copies - 5
     assert sum(name.startswith("one-left") for name in moved) == 5
     for _ in range(3):
         await repairing.fails("n3")
@@ -315,7 +344,7 @@ async def test_what_a_running_node_cannot_make_another_one_makes(repairing: Repa
 @pytest_twisted.ensureDeferred
 async def test_what_a_node_is_stuck_with_holds_up_no_others(repairing: Repairing) -> None:
     """A node with a full disk may be to make more copies than are made at a time: those of a lost node are planned all the same."""
-    for number in range(COMING_MAX + 10):
+    for number in range(FEW.copies + 10):
         await repairing.put(f"alice/{number}", "n1 n3?")
     await repairing.put("alice/lost", "n1 n2")
     await repairing.down("n2")

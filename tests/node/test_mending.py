@@ -17,7 +17,7 @@ from securifile.model.errors import Code, NoSuchBlob, OutcomeUnknown, Refusal
 from securifile.model.ids import AttemptId, EntryId, Position
 from securifile.node.index import Index
 from securifile.node.memory_blobs import MemoryBlobs, MemoryBlobWriter
-from securifile.node.mending import AGAIN_S, FAILING_MAX, Mending
+from securifile.node.mending import AGAIN_S, AT_ONCE, FAILING_MAX, Mending
 from securifile.protocol import messages as m
 from securifile.protocol.bulk import BulkPool
 from securifile.sql.sqlite import SqliteDatabase, run_now
@@ -32,12 +32,12 @@ class Peers:
 
     blobs: dict[str, dict[AttemptId, bytes]] = attrs.field(factory=dict)
     fetched: list[tuple[str, AttemptId]] = attrs.field(factory=list)
-    is_silent: bool = False
+    silent: set[str] = attrs.field(factory=set)
 
     async def fetch(self, name: str, asked: m.FetchBlob, timeout_s: float) -> tuple[m.BlobFollows, Any]:
         """See `BulkPool`."""
         self.fetched.append((name, asked.attempt))
-        if self.is_silent:
+        if name in self.silent:
             await Deferred()
         found = self.blobs.get(name, {}).get(asked.attempt)
         if found is None:
@@ -286,6 +286,30 @@ def test_the_rate_is_kept() -> None:
     assert world.clock.getDelayedCalls() == []
 
 
+def test_copies_made_at_the_same_time_share_the_rate() -> None:
+    """Several small files are under way beside each other, and together they are no faster than one."""
+    world = World(rate=1000.0)
+    files = [world.file(number, b"r" * 1000) for number in range(1, AT_ONCE + 1)]
+    world.mending.start()
+    assert len(world.peers.fetched) == AT_ONCE
+    world.clock.pump([0.5] * (2 * AT_ONCE - 1))
+    assert len(world.noted) < AT_ONCE
+    world.clock.advance(0.5)
+    assert set(world.noted) == {file.id for file in files}
+
+
+def test_one_that_hangs_keeps_no_other_waiting() -> None:
+    """A holder that does not answer holds up only what comes from it."""
+    world = World()
+    world.peers.silent = {"n9"}
+    hanging = world.file(1, b"nobody says", on=("n9",))
+    others = [world.file(number, b"somewhere") for number in range(2, 2 + 2 * AT_ONCE)]
+    world.mending.start()
+    assert world.noted == [file.id for file in others]
+    world.mending.stop()
+    assert world.content(hanging) is None
+
+
 def test_one_that_cannot_be_fetched_keeps_no_other_waiting() -> None:
     """It is tried again a while later, again and again; what comes after it is fetched meanwhile."""
     world = World()
@@ -331,13 +355,13 @@ def test_a_blob_on_its_way_in_is_left_alone() -> None:
 def test_what_is_deleted_meanwhile_is_not_fetched() -> None:
     """A version that is not current any more when its turn comes is nobody's copy."""
     world = World(rate=1000.0)
-    first = world.file(1, b"f" * 2000)
-    second = world.file(2, b"s" * 2000)
+    first = [world.file(number, b"f" * 2000) for number in range(AT_ONCE)]
+    second = world.file(AT_ONCE, b"s" * 2000)
     world.mending.start()
     world.learn(f.EntryGone(id=second.id))
-    world.clock.pump([1.0] * 4)
-    assert world.noted == [first.id]
-    assert {attempt for _, attempt in world.peers.fetched} == {first.version.attempt}
+    world.clock.pump([1.0] * (2 * AT_ONCE + 2))
+    assert set(world.noted) == {file.id for file in first}
+    assert {attempt for _, attempt in world.peers.fetched} == {file.version.attempt for file in first}
 
 
 def test_a_full_disk_is_waited_out() -> None:
@@ -397,14 +421,14 @@ def test_content_that_cannot_be_had_is_told_of_as_such() -> None:
 def test_a_silent_holder_is_given_up() -> None:
     """Stopping leaves neither a timer nor half a blob."""
     world = World()
-    world.peers.is_silent = True
+    world.peers.silent = {"n2", "n3"}
     file = world.file(1, b"f" * 2000)
     world.mending.start()
     world.clock.advance(FETCH_S / 2)
     world.mending.stop()
     assert world.clock.getDelayedCalls() == []
     assert (world.content(file), world.noted) == (None, [])
-    world.peers.is_silent = False
+    world.peers.silent = set()
     world.mending.start()
     assert world.noted == [file.id]
 
