@@ -81,6 +81,8 @@ class BlobSummary:
 
     size: int
     digest: bytes
+    checksum: bytes | None = None
+    """BLAKE3 over the checksums of its blocks, by which two holders can tell that they have the same; None if it was not told."""
 
 
 @attrs.frozen(kw_only=True)

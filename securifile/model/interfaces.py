@@ -108,8 +108,15 @@ class IBlobWriter(Interface):
         What fails after this fired is told by the next `write`, and by `finish`; nothing is left behind on the disk.
         """
 
-    def finish(file: Any, version: int) -> Deferred[Any]:
-        """Make it durable (fsync, sidecar, rename, fsync of the directory) in state `staged`; a `BlobSummary`."""
+    def finish(file: Any, version: int, sent: Any = ...) -> Deferred[Any]:
+        """Make it durable (fsync, sidecar, rename, fsync of the directory) in state `staged`; a `BlobSummary`.
+
+        Args:
+            sent: the `BlobSummary` that its sender told, if the blob is `vouched`.
+
+        Raises:
+            StreamBroken: it is not what was sent; nothing is kept.
+        """
 
     def abandon() -> Deferred[None]:
         """Forget it, leaving nothing behind. Harmless after `finish` or twice."""
@@ -137,8 +144,12 @@ class IBlobReader(Interface):
 class IBlobStore(Interface):
     """The blobs on one node's disk, named by attempt."""
 
-    def begin(attempt: Any, algorithm: Any) -> Deferred[Any]:
-        """Start a blob: an `IBlobWriter`. Raises `DiskFull`, `BlobExists`."""
+    def begin(attempt: Any, algorithm: Any, *, vouched: bool = ...) -> Deferred[Any]:
+        """Start a blob: an `IBlobWriter`. Raises `DiskFull`, `BlobExists`.
+
+        Args:
+            vouched: its digest is not computed here; who sends it tells it at the end, with the checksum that this store computes, too.
+        """
 
     def keep(blob: Any) -> Deferred[Any]:
         """Store a `WholeBlob`, as `begin`, `write` and `finish` would; fires with the `BlobSummary`. What was begun goes on when cancelled.

@@ -38,7 +38,16 @@ from securifile.model.entries import BlobSummary, Sidecar, WholeBlob
 from securifile.model.errors import BlobExists, CorruptBlock, DiskFull, NoSuchBlob, StreamBroken
 from securifile.model.ids import AttemptId, Position
 from securifile.node.files import Files
-from securifile.node.sidecars import BLOCK_BYTES, BlockChecksums, DamagedSidecar, SidecarFile, decode_sidecar, encode_note, encode_sidecar
+from securifile.node.sidecars import (
+    BLOCK_BYTES,
+    BlockChecksums,
+    DamagedSidecar,
+    SidecarFile,
+    checksum_of,
+    decode_sidecar,
+    encode_note,
+    encode_sidecar,
+)
 
 _META = ".meta"
 _REASON = ".reason"
@@ -225,7 +234,10 @@ class BlobFolder:
             for one in keeping:
                 for descriptor in one.descriptors:
                     self.files.close(descriptor)
-        return [one.error or BlobSummary(size=one.sidecar.size, digest=one.sidecar.digest) for one in keeping]
+        return [
+            one.error or BlobSummary(size=one.sidecar.size, digest=one.sidecar.digest, checksum=checksum_of(one.checksums))
+            for one in keeping
+        ]
 
     def _put_down(self, one: _Keeping) -> None:
         """Both files, in `incoming/`."""

@@ -4,7 +4,8 @@ Here is the part that lives in the reactor's thread: it keeps order, bounds memo
 (`blob_folder.py` has them, and says what a crash leaves) to a worker.
 
 A **writer** gathers small chunks, has one job at the worker at a time, and asks its caller to wait when a mebibyte is
-queued. Digest and block checksums are computed by the job that writes, so the bytes are touched once while they are warm.
+queued. Digest and block checksums are computed by the job that writes, so the bytes are touched once while they are warm. Of a blob that
+is vouched for by its sender the digest is not computed: the sender's checksum over the block checksums must be the one computed here.
 
 A **reader** reads whole blocks, a mebibyte ahead, and hands out only what its checksum vouches for. It holds the file open, so
 a blob may be dropped under it.
@@ -36,7 +37,7 @@ from securifile.node.at_hand import SMALL_BYTES_MAX, AtHand
 from securifile.node.blob_folder import BlobFolder, Recovery
 from securifile.node.feeding import Feeding, Parts, whole
 from securifile.node.files import OS_FILES, Files
-from securifile.node.sidecars import BLOCK_BYTES, BlockChecksums, SidecarFile
+from securifile.node.sidecars import BLOCK_BYTES, BlockChecksums, SidecarFile, checksum_of, vouched_digest
 from securifile.node.staged_folder import StagedFolder
 
 T = TypeVar("T")
@@ -109,11 +110,11 @@ class DiskBlobs:
         self._used_bytes = recovery.used_bytes
         return recovery
 
-    def begin(self, attempt: AttemptId, algorithm: DigestAlgorithm) -> Deferred[DiskBlobWriter]:
+    def begin(self, attempt: AttemptId, algorithm: DigestAlgorithm, *, vouched: bool = False) -> Deferred[DiskBlobWriter]:
         """See `IBlobStore`. Refused already when the reserve is touched."""
-        return detached(self._begin(attempt, algorithm), unwanted=lambda writer: writer.abandon())
+        return detached(self._begin(attempt, algorithm, vouched), unwanted=lambda writer: writer.abandon())
 
-    async def _begin(self, attempt: AttemptId, algorithm: DigestAlgorithm) -> DiskBlobWriter:
+    async def _begin(self, attempt: AttemptId, algorithm: DigestAlgorithm, vouched: bool) -> DiskBlobWriter:
         if attempt in self._writing:
             raise BlobExists(f"blob {attempt} is already being written")
         self._writing.add(attempt)
@@ -123,7 +124,7 @@ class DiskBlobs:
             self._writing.discard(attempt)
             raise
         shared = _Descriptor(descriptor, self._folder, self.worker)
-        return DiskBlobWriter(attempt, algorithm, shared, self._folder, self.worker, self._ended, self._pouring)
+        return DiskBlobWriter(attempt, algorithm, vouched, shared, self._folder, self.worker, self._ended, self._pouring)
 
     def _ended(self, attempt: AttemptId, size: int) -> None:
         self._writing.discard(attempt)
@@ -253,6 +254,7 @@ class DiskBlobWriter:
         self,
         attempt: AttemptId,
         algorithm: DigestAlgorithm,
+        vouched: bool,
         descriptor: _Descriptor,
         folder: BlobFolder,
         worker: IWorker,
@@ -267,7 +269,7 @@ class DiskBlobWriter:
         self._worker = worker
         self._ended = ended
         self._pouring = pouring
-        self._hasher = algorithm.hasher()
+        self._hasher = None if vouched else algorithm.hasher()
         self._checksums = BlockChecksums()
         self._gathered: list[bytes] = []
         self._gathered_bytes = 0
@@ -329,27 +331,29 @@ class DiskBlobWriter:
             filled += self._append(piece, offset + filled)
         return filled
 
-    def finish(self, file: EntryId, version: int) -> Deferred[BlobSummary]:
+    def finish(self, file: EntryId, version: int, sent: BlobSummary | None = None) -> Deferred[BlobSummary]:
         """See `IBlobWriter`. Whatever goes wrong, the blob is abandoned: no second try of an fsync."""
         self._taking = False
-        return detached(self._finish(file, version))
+        return detached(self._finish(file, version, sent))
 
-    async def _finish(self, file: EntryId, version: int) -> BlobSummary:
+    async def _finish(self, file: EntryId, version: int, sent: BlobSummary | None) -> BlobSummary:
         async with self._ending:
             if self._finished or self._discarded:
                 raise self._error or StreamBroken(f"blob {self._attempt} has ended already")
             try:
                 await self._until_written(self.received)
+                checksums = self._checksums.digest()
+                checksum = checksum_of(checksums)
                 sidecar = Sidecar(
                     attempt=self._attempt,
                     file=file.value,
                     version=version,
                     size=self.received,
-                    digest=self._hasher.digest(),
+                    digest=vouched_digest(sent, self.received, checksum) if self._hasher is None else self._hasher.digest(),
                     algorithm=self._algorithm,
                     committed_at=None,
                 )
-                await self._worker.do(self._folder.seal, self._descriptor.number, sidecar, self._checksums.digest())
+                await self._worker.do(self._folder.seal, self._descriptor.number, sidecar, checksums)
             except Exception as error:
                 self._error = self._error or error
                 await self._discard()
@@ -357,7 +361,7 @@ class DiskBlobWriter:
             self._finished = True
             self._descriptor.release()
             self._ended(self._attempt, sidecar.size)
-            return BlobSummary(size=sidecar.size, digest=sidecar.digest)
+            return BlobSummary(size=sidecar.size, digest=sidecar.digest, checksum=checksum)
 
     def abandon(self) -> Deferred[None]:
         """See `IBlobWriter`."""
@@ -415,7 +419,8 @@ class DiskBlobWriter:
     def _append(self, data: bytes | memoryview, offset: int) -> int:
         """In the worker."""
         self._folder.append(self._descriptor.number, data, offset)
-        self._hasher.update(data)
+        if self._hasher is not None:
+            self._hasher.update(data)
         self._checksums.update(data)
         end = offset + len(data)
         if end - self._sync_begun >= SYNC_STEP_BYTES:

@@ -20,7 +20,7 @@ from securifile.model.entries import BlobSummary, Copy, WholeBlob
 from securifile.model.errors import DeadlineExceeded, PeerUnreachable, Refusal, StreamBroken
 from securifile.node.bursts import take_in
 from securifile.protocol.bulk import BulkPool, OutgoingTransfer
-from securifile.protocol.messages import BlobStored, StoreBlob
+from securifile.protocol.messages import BlobSent, BlobStored, StoreBlob
 
 _log = Logger()
 
@@ -180,7 +180,8 @@ class Fanout:
         """The replicas, in order of priority, durable where they said so; the lost ones replaced as far as possible.
 
         Args:
-            summary: what this node's own copy turned out to be; a replica that computed another digest does not count.
+            summary: what this node's own copy turned out to be; a replica that computed another checksum (or digest, where its release
+                computes one) does not count.
         """
         await self._together.each(self._legs, lambda leg: self._complete(leg, summary))
         await _replace_lost(self._legs, self._tried, self._replacement, lambda leg: self._replay(leg, summary))
@@ -209,8 +210,10 @@ class Fanout:
 
     async def _complete(self, leg: _Leg, summary: BlobSummary) -> None:
         assert leg.transfer is not None
-        stored: BlobStored = await self._together.while_available(leg.node, leg.transfer.finish(FINISH_S))
-        _check(leg.node, stored, summary)
+        assert summary.checksum is not None, "a writer computes it"
+        sent = BlobSent(size=summary.size, digest=summary.digest, checksum=summary.checksum)
+        stored: BlobStored = await self._together.while_available(leg.node, leg.transfer.finish(FINISH_S, sent))
+        _check(leg.node, stored, summary, vouched=leg.transfer.vouched)
 
     async def _replay(self, leg: _Leg, summary: BlobSummary) -> None:
         async def again(leg: _Leg) -> None:
@@ -255,7 +258,7 @@ class WholeFanout:
 
         async def compare(leg: _Leg) -> None:
             assert leg.stored is not None
-            _check(leg.node, leg.stored, summary)
+            _check(leg.node, leg.stored, summary, vouched=False)
 
         async def again(leg: _Leg) -> None:
             await self._together.guarded(leg, self._send)
@@ -269,8 +272,9 @@ class WholeFanout:
         leg.stored = await self._together.while_available(leg.node, self._pool.store_whole(leg.node, self._blob))
 
 
-def _check(node: str, stored: BlobStored, summary: BlobSummary) -> None:
-    if (stored.size, stored.digest) != (summary.size, summary.digest):
+def _check(node: str, stored: BlobStored, summary: BlobSummary, *, vouched: bool) -> None:
+    """Whether it stored what this node has. The digest says nothing of a blob that is `vouched`: it was told."""
+    if (stored.size, stored.digest) != (summary.size, summary.digest) or (vouched and stored.checksum != summary.checksum):
         raise StreamBroken(f"{node} stored {stored.size} bytes with another digest")
 
 

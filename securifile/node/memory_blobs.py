@@ -15,7 +15,8 @@ from securifile.model.errors import BlobExists, CorruptBlock, DiskFull, NoSuchBl
 from securifile.model.ids import AttemptId, EntryId, Position
 from securifile.model.interfaces import IBlobReader, IBlobStore, IBlobWriter, IByteSource
 from securifile.node.feeding import Parts, whole
-from securifile.node.sidecars import BLOCK_BYTES
+from securifile.node.sidecars import BLOCK_BYTES, checksum_of, vouched_digest
+from securifile.node.sidecars import checksum as checksum_of_block
 
 
 @attrs.define
@@ -42,16 +43,16 @@ class MemoryBlobs:
         """Let one byte rot."""
         self._blobs[attempt].stored[offset] ^= 0xFF
 
-    def begin(self, attempt: AttemptId, algorithm: DigestAlgorithm) -> Deferred[MemoryBlobWriter]:
+    def begin(self, attempt: AttemptId, algorithm: DigestAlgorithm, *, vouched: bool = False) -> Deferred[MemoryBlobWriter]:
         """See `IBlobStore`."""
-        return defer.execute(self._begin, attempt, algorithm)
+        return defer.execute(self._begin, attempt, algorithm, vouched)
 
-    def _begin(self, attempt: AttemptId, algorithm: DigestAlgorithm) -> MemoryBlobWriter:
+    def _begin(self, attempt: AttemptId, algorithm: DigestAlgorithm, vouched: bool = False) -> MemoryBlobWriter:
         if attempt in self._blobs or attempt in self._writing:
             raise BlobExists(f"blob {attempt} is already here")
         if self.available() <= 0:
             raise DiskFull("no room in memory")
-        writer = self._writing[attempt] = MemoryBlobWriter(self, attempt, algorithm)
+        writer = self._writing[attempt] = MemoryBlobWriter(self, attempt, algorithm, vouched)
         return writer
 
     def keep(self, blob: WholeBlob) -> Deferred[BlobSummary]:
@@ -142,7 +143,7 @@ class MemoryBlobs:
 class MemoryBlobWriter:
     """One blob on its way in."""
 
-    def __init__(self, store: MemoryBlobs, attempt: AttemptId, algorithm: DigestAlgorithm) -> None:
+    def __init__(self, store: MemoryBlobs, attempt: AttemptId, algorithm: DigestAlgorithm, vouched: bool) -> None:
         self.received = 0
         self.data = bytearray()
         """What was received."""
@@ -153,6 +154,7 @@ class MemoryBlobWriter:
         self._store = store
         self._attempt = attempt
         self._algorithm = algorithm
+        self._vouched = vouched
 
     def write(self, data: bytes) -> Deferred[None]:
         """See `IBlobWriter`."""
@@ -166,27 +168,40 @@ class MemoryBlobWriter:
         self.received += len(data)
         return defer.succeed(None)
 
-    def finish(self, file: EntryId, version: int) -> Deferred[BlobSummary]:
+    def finish(self, file: EntryId, version: int, sent: BlobSummary | None = None) -> Deferred[BlobSummary]:
         """See `IBlobWriter`."""
-        return defer.execute(self._finish, file, version)
+        return defer.execute(self._finish, file, version, sent)
 
-    def _finish(self, file: EntryId, version: int) -> BlobSummary:
+    def _finish(self, file: EntryId, version: int, sent: BlobSummary | None) -> BlobSummary:
         if self.error is not None or self.finished:
             raise self.error or StreamBroken(f"blob {self._attempt} has ended already")
-        hasher = self._algorithm.hasher()
-        hasher.update(bytes(self.data))
+        checksum = checksum_of(b"".join(map(checksum_of_block, self._blocks())))
+        if self._vouched:
+            try:
+                digest = vouched_digest(sent, self.received, checksum)
+            except StreamBroken as error:
+                self._give_up(error)
+                raise
+        else:
+            hasher = self._algorithm.hasher()
+            hasher.update(bytes(self.data))
+            digest = hasher.digest()
         sidecar = Sidecar(
             attempt=self._attempt,
             file=file.value,
             version=version,
             size=self.received,
-            digest=hasher.digest(),
+            digest=digest,
             algorithm=self._algorithm,
             committed_at=None,
         )
         self.finished = True
         self._store.ended(self._attempt, sidecar, bytes(self.data))
-        return BlobSummary(size=sidecar.size, digest=sidecar.digest)
+        return BlobSummary(size=sidecar.size, digest=sidecar.digest, checksum=checksum)
+
+    def _blocks(self) -> Iterator[bytes]:
+        for start in range(0, self.received, BLOCK_BYTES):
+            yield bytes(self.data[start : start + BLOCK_BYTES])
 
     def abandon(self) -> Deferred[None]:
         """See `IBlobWriter`."""

@@ -8,13 +8,13 @@ from typing import Any
 from twisted.internet.defer import DeferredList
 from twisted.python.failure import Failure
 
-from securifile.model.entries import WHOLE_BYTES_MAX, WholeBlob
+from securifile.model.entries import WHOLE_BYTES_MAX, BlobSummary, WholeBlob
 from securifile.model.errors import BlobExists, Code, CorruptBlock, DiskFull, NoSuchBlob, Refusal, StreamBroken
 from securifile.model.ids import AttemptId
 from securifile.node.bursts import take_in
 from securifile.node.staged import StagedUploads
 from securifile.protocol.connection import PeerIdentity
-from securifile.protocol.messages import AppendBlob, BlobAppended, BlobFollows, BlobStored, FetchBlob, StoreBlob
+from securifile.protocol.messages import AppendBlob, BlobAppended, BlobFollows, BlobSent, BlobStored, FetchBlob, StoreBlob
 
 
 class PeerBlobs:
@@ -34,7 +34,7 @@ class PeerBlobs:
         if request.size is not None and request.size > space.available_bytes:
             raise Refusal(Code.DISK_FULL, f"{request.size} bytes do not fit: {space.available_bytes} are available.")
         try:
-            writer = await self._blobs.begin(request.attempt, request.algorithm)
+            writer = await self._blobs.begin(request.attempt, request.algorithm, vouched=request.vouched)
         except (DiskFull, BlobExists) as error:
             raise _refusal(error) from error
         try:
@@ -42,13 +42,13 @@ class PeerBlobs:
                 await writer.write(data)
                 while (burst := await take_in(source, writer)) is not None and burst.received:
                     pass
-            summary = await writer.finish(request.file, request.version)
+            summary = await writer.finish(request.file, request.version, _sent(source) if request.vouched else None)
         except DiskFull as error:
             raise _refusal(error) from error
         except BaseException:
             await writer.abandon()
             raise
-        return BlobStored(size=summary.size, digest=summary.digest)
+        return BlobStored(size=summary.size, digest=summary.digest, checksum=summary.checksum)
 
     async def store_all(self, peer: PeerIdentity, blobs: Sequence[WholeBlob]) -> Sequence[BlobStored | Exception]:
         """Take replicas that are small; answered when all of them are durable, or have failed."""
@@ -92,6 +92,12 @@ class PeerBlobs:
         except BaseException:
             await append.abort()
             raise
+
+
+def _sent(source: Any) -> BlobSummary | None:
+    """What the sender of a stream that has ended says that it sent."""
+    sent = source.sent
+    return BlobSummary(size=sent.size, digest=sent.digest, checksum=sent.checksum) if isinstance(sent, BlobSent) else None
 
 
 def _refusal(error: Exception) -> Exception:

@@ -25,7 +25,8 @@ import msgpack
 from blake3 import blake3
 
 from securifile.model.digests import DigestAlgorithm
-from securifile.model.entries import Sidecar
+from securifile.model.entries import BlobSummary, Sidecar
+from securifile.model.errors import StreamBroken
 from securifile.model.ids import AttemptId, Position
 
 BLOCK_BYTES = 256 * 1024
@@ -47,6 +48,25 @@ class DamagedSidecar(Exception):
 def checksum(data: bytes | memoryview) -> bytes:
     """The checksum of one block, or of a part of a sidecar."""
     return blake3(data).digest(length=CHECKSUM_BYTES)
+
+
+def checksum_of(checksums: bytes) -> bytes:
+    """What stands for all the checksums of a blob's blocks: 32 bytes of BLAKE3 over them, one after the other."""
+    return blake3(checksums).digest()
+
+
+def vouched_digest(sent: BlobSummary | None, size: int, checksum: bytes) -> bytes:
+    """The digest that the sender of a blob told, if the blob that arrived is what it sent. Raises `StreamBroken`.
+
+    Args:
+        size: of what arrived.
+        checksum: as `checksum_of`.
+    """
+    if sent is None:
+        raise StreamBroken("its sender did not say what it is")
+    if (sent.size, sent.checksum) != (size, checksum):
+        raise StreamBroken(f"{size} bytes arrived which are not the {sent.size} that were sent")
+    return sent.digest
 
 
 def block_count(size: int) -> int:

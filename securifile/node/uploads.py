@@ -3,7 +3,7 @@
 1 judge      from the head alone: may they, is there quota, is this the right node; refuse or redirect before the body
 2 lock       the file, on every running server; the version to be made is fixed here
 3 stream     once: to this disk, through the digest, and to the replicas
-4 seal       fsync everywhere, and compare the digests
+4 seal       fsync everywhere, and compare the checksums
 5 commit     at the catalogue, a compare-and-swap; a lost answer is asked for
 6 spread     tell every server, and answer when no node can serve the version before
 """
@@ -314,7 +314,9 @@ class Uploads:
             clock=self._clock,
             pool=self._pool,
             is_available=self._cluster.is_available,
-            request=m.StoreBlob(attempt=attempt, file=plan.file, version=plan.number, algorithm=settings.digest, size=asked.size),
+            request=m.StoreBlob(
+                attempt=attempt, file=plan.file, version=plan.number, algorithm=settings.digest, size=asked.size, vouched=True
+            ),
             writer=writer,
             replacement=replacement,
         )

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, cast
 
+import attrs
 from twisted.internet.defer import CancelledError, Deferred, fail, gatherResults, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
@@ -31,6 +32,7 @@ from securifile.model.interfaces import IByteSink, IByteSource
 from securifile.model.servers import HostPort
 from securifile.protocol.connection import (
     RESUMABLE,
+    VOUCHED,
     WHOLE,
     AbortReceived,
     AnswerReceived,
@@ -51,9 +53,11 @@ from securifile.protocol.messages import (
     AppendBlob,
     BlobAppended,
     BlobFollows,
+    BlobSent,
     BlobsStored,
     BlobStored,
     FetchBlob,
+    Message,
     Refused,
     StoreBlob,
     StoreBlobs,
@@ -80,7 +84,8 @@ class BulkHandlers(Protocol):
     """What a server does with bulk requests."""
 
     async def store(self, peer: PeerIdentity, request: StoreBlob, source: Any) -> BlobStored:
-        """Take the blob from `source` (an `IByteSource`) to its end. A `Refusal`, at any time, refuses it.
+        """Take the blob from `source` (an `IByteSource`) to its end. A `Refusal`, at any time, refuses it. Of a blob that is `vouched` the
+        source's attribute `sent` has, at its end, what the sender says that it is.
 
         `source.read` raises `StreamBroken` when the sender aborts or goes away: leave nothing behind then.
         """
@@ -132,6 +137,8 @@ class _Incoming:
         self._ended = False
         self._closed = False
         self._problem: Exception | None = None
+        self.sent: Message | None = None
+        """What was said at the end."""
         self._waiting: Deferred[bytes] | None = None
         self._watch = _Watch(wire.clock, stall_s, self._stalled)
         self._stall_s = stall_s
@@ -191,9 +198,9 @@ class _Incoming:
             self._held = True
             self._wire.hold()
 
-    def finish(self) -> None:
-        """The stream is complete."""
-        self._ended = True
+    def finish(self, sent: Message | None) -> None:
+        """The stream is complete; what was said of it."""
+        self._ended, self.sent = True, sent
         if self._held:
             # The connection is free for the next transfer, even while this one is still being read.
             self._held = False
@@ -318,7 +325,7 @@ class BulkServer:
         elif isinstance(event, DataReceived) and self._incoming is not None:
             self._incoming.feed(event.data)
         elif isinstance(event, EndReceived) and self._incoming is not None:
-            self._incoming.finish()
+            self._incoming.finish(event.message)
         elif isinstance(event, AbortReceived) and self._incoming is not None:
             self._incoming.fail(StreamBroken(f"{self._wire.identity} broke it off: {event.refused.detail}"))
 
@@ -486,7 +493,7 @@ class _BulkClient:
         elif isinstance(event, EndReceived) and self._incoming is not None:
             # First, because the reader may want the connection again at once.
             self.stale()
-            self._incoming.finish()
+            self._incoming.finish(event.message)
         elif isinstance(event, AbortReceived) and self._incoming is not None:
             self.stale()
             self._incoming.fail(StreamBroken(f"{self.wire.identity} broke it off: {refusal_from(event.refused)}"))
@@ -517,6 +524,8 @@ class OutgoingTransfer:
     def __init__(
         self, client: _BulkClient, request: StoreBlob | AppendBlob, stall_s: float, give_back: Callable[[_BulkClient], None]
     ) -> None:
+        self.vouched = isinstance(request, StoreBlob) and request.vouched
+        """Whether the other end relies on what `finish` is given."""
         self._client = client
         self._answers = BlobStored if isinstance(request, StoreBlob) else BlobAppended
         self._give_back = give_back
@@ -543,8 +552,11 @@ class OutgoingTransfer:
         """A way for a worker's thread to send what comes next, until it is closed; None when there is none now."""
         return None if self._done or self._finishing is not None else self._outgoing.lane()
 
-    def finish(self, timeout_s: float) -> Deferred[Any]:
+    def finish(self, timeout_s: float, sent: BlobSent | None = None) -> Deferred[Any]:
         """The blob, or the part of an upload, is complete; what the server made of it: `BlobStored` or `BlobAppended`.
+
+        Args:
+            sent: what was sent; told if the transfer is `vouched`.
 
         Raises:
             Refusal: it is not stored there.
@@ -558,7 +570,7 @@ class OutgoingTransfer:
             return fail(StreamBroken(f"the connection to {wire.identity} is closed"))
         finishing: Deferred[Any] = Deferred(lambda _: self._give_up())
         self._finishing = finishing
-        wire.send(wire.connection.end())
+        wire.send(wire.connection.end(sent if self.vouched else None))
         late = wire.clock.callLater(timeout_s, self._late, timeout_s)
 
         def no_longer_late(result: Any) -> Any:
@@ -657,8 +669,10 @@ class BulkPool:
         return sum(map(len, self._idle.values()))
 
     async def store(self, server_name: str, request: StoreBlob) -> OutgoingTransfer:
-        """Begin to send a blob to a server. Raises `PeerUnreachable`."""
+        """Begin to send a blob to a server; one that is `vouched` is so if that server's release can. Raises `PeerUnreachable`."""
         client = await self._client(server_name)
+        if VOUCHED not in client.wire.connection.features:
+            request = attrs.evolve(request, vouched=False)
         return OutgoingTransfer(client, request, self._stall_s, self._give_back)
 
     def store_whole(self, server_name: str, blob: WholeBlob) -> Deferred[BlobStored]:

@@ -33,7 +33,9 @@ RESUMABLE = "resumable"
 """The feature: takes `AppendBlob`. A server that does not know it would take the stream that follows for a breach of the protocol."""
 WHOLE = "whole"
 """The feature: takes `StoreBlobs`. A server that does not know it is given one stream after the other."""
-FEATURES = frozenset({RESUMABLE, WHOLE})
+VOUCHED = "vouched"
+"""The feature: takes the digest of a blob from the end of its stream. A server that does not know it computes the digest."""
+FEATURES = frozenset({RESUMABLE, WHOLE, VOUCHED})
 """Optional abilities of this release."""
 
 _ID = struct.Struct(">I")
@@ -275,6 +277,9 @@ class DataReceived:
 class EndReceived:
     """The stream is complete."""
 
+    message: Message | None = None
+    """What the other end says of it."""
+
 
 @attrs.frozen
 class AbortReceived:
@@ -444,10 +449,11 @@ class Connection:
         self._send(Act.DATA)
         return data_header(length)
 
-    def end(self) -> bytes:
-        """Our stream is complete."""
+    def end(self, message: Message | None = None) -> bytes:
+        """Our stream is complete; with what is to be said of it, to who has a feature for that."""
+        body = b"" if message is None else encode(message)
         self._send(Act.END)
-        return encode_frame(FrameKind.END)
+        return encode_frame(FrameKind.END, body)
 
     def abort(self, refused: Refused) -> bytes:
         """Our stream will not be completed."""
@@ -518,7 +524,7 @@ class Connection:
         if kind is FrameKind.END:
             was_refused = self.state is State.REFUSED
             self._received(Act.END)
-            return None if was_refused else EndReceived()
+            return None if was_refused else self._ended(body)
         if kind is FrameKind.ABORT:
             was_refused = self.state is State.REFUSED
             self._received(Act.ABORT)
@@ -643,6 +649,12 @@ class Connection:
         if len(body) < _ID.size:
             raise _Violation("a frame without its request id")
         return int.from_bytes(body[: _ID.size], "big"), body[_ID.size :]
+
+    def _ended(self, body: bytes) -> EndReceived:
+        try:
+            return EndReceived(decode(body) if body else None)
+        except CodecError as error:
+            raise _Violation(f"an end of a stream that cannot be read: {error}") from None
 
     def _reason(self, body: bytes) -> Refused:
         try:

@@ -42,7 +42,7 @@ class FrameKind(IntEnum):
     DATA = 5
     """Bytes of a stream, one at least."""
     END = 6
-    """The stream is complete. Empty."""
+    """The stream is complete. Empty, or the message that says what was sent."""
     ABORT = 7
     """The stream will not be completed; the message `Refused` says why."""
     GOODBYE = 8

@@ -485,14 +485,28 @@ class StoreBlob:
     algorithm: DigestAlgorithm
     size: int | None
     """When it is known beforehand: for early refusal."""
+    vouched: bool = False
+    """The end of the stream tells the digest (`BlobSent`), and the receiver computes none. (Feature `vouched`.)"""
+
+
+@attrs.frozen(kw_only=True)
+class BlobSent:
+    """In the END of a `StoreBlob` that is `vouched`: what was sent. The receiver keeps it only if it received that."""
+
+    size: int
+    digest: bytes
+    checksum: bytes
+    """BLAKE3 (32 bytes) over the checksums of the blocks, one after the other: BLAKE3 (16 bytes) of each 256 KiB."""
 
 
 @attrs.frozen(kw_only=True)
 class BlobStored:
-    """It is durable here; the digest is computed by the receiver."""
+    """It is durable here. The receiver has computed the checksum; the digest as well, unless the blob is `vouched`."""
 
     size: int
     digest: bytes
+    checksum: bytes | None = None
+    """As in `BlobSent`; told of a stream."""
 
 
 @attrs.frozen(kw_only=True)

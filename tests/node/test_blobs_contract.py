@@ -11,6 +11,7 @@ from typing import Any, cast
 import attrs
 import pytest
 import pytest_twisted
+from blake3 import blake3
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError
 from twisted.internet.interfaces import IReactorFromThreads
@@ -91,6 +92,12 @@ async def put(store: Any, attempt: AttemptId, data: bytes, chunk: int = 100_000)
     return summary
 
 
+def summary_of(data: bytes) -> BlobSummary:
+    """What a blob with this content is."""
+    blocks = b"".join(blake3(data[start : start + BLOCK]).digest(length=16) for start in range(0, len(data), BLOCK))
+    return BlobSummary(size=len(data), digest=hashlib.sha256(data).digest(), checksum=blake3(blocks).digest())
+
+
 def whole(attempt: AttemptId, data: bytes) -> WholeBlob:
     """All of a blob, as `put` makes it."""
     return WholeBlob(attempt=attempt, file=FILE, version=3, algorithm=SHA256, data=data)
@@ -120,7 +127,47 @@ async def test_what_went_in_comes_out(subject: Subject, size: int) -> None:
     """A blob of any size comes out as it went in, and the summary tells its size and digest."""
     data = os.urandom(size)
     summary = await put(subject.store, A, data)
-    assert summary == BlobSummary(size=size, digest=hashlib.sha256(data).digest())
+    assert summary == summary_of(data)
+    assert await read(subject.store, A) == data
+
+
+@pytest.mark.parametrize("size", [0, 1, BLOCK, 3 * BLOCK + 17])
+@pytest_twisted.ensureDeferred
+async def test_a_blob_that_is_vouched_for(subject: Subject, size: int) -> None:
+    """Its digest is what its sender says, whatever that is, once the checksum is the one of what arrived."""
+    data = os.urandom(size)
+    writer = await subject.store.begin(A, SHA256, vouched=True)
+    await writer.write(data)
+    sent = attrs.evolve(summary_of(data), digest=b"as its sender says")
+    assert await writer.finish(FILE, 3, sent) == sent
+    assert (await subject.store.sidecar(A)).digest == b"as its sender says"
+    assert await read(subject.store, A) == data
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        lambda data: None,
+        lambda data: attrs.evolve(summary_of(data), checksum=None),
+        lambda data: attrs.evolve(summary_of(data), checksum=b"\0" * 32),
+        lambda data: attrs.evolve(summary_of(data), size=len(data) + 1),
+        lambda data: summary_of(data[:-1] + bytes([data[-1] ^ 1])),
+        lambda data: summary_of(data[BLOCK:] + data[:BLOCK]),
+        lambda data: summary_of(data[:-BLOCK]),
+    ],
+    ids=["nothing said", "no checksum", "another checksum", "another size", "a byte", "blocks in another order", "more than was sent"],
+)
+@pytest_twisted.ensureDeferred
+async def test_a_blob_that_is_not_what_was_sent(subject: Subject, sent: Callable[[bytes], BlobSummary | None]) -> None:
+    """It is given up, and nothing of it stays."""
+    data = os.urandom(3 * BLOCK)
+    writer = await subject.store.begin(A, SHA256, vouched=True)
+    await writer.write(data)
+    with pytest.raises(StreamBroken):
+        await writer.finish(FILE, 3, sent(data))
+    await writer.abandon()
+    assert await subject.store.sidecars() == []
+    await put(subject.store, A, data)
     assert await read(subject.store, A) == data
 
 

@@ -26,7 +26,8 @@ from securifile.node.bursts import BURST_BYTES, Burst, take_in
 from securifile.node.fanout import Fanout
 from securifile.node.peer_blobs import PeerBlobs
 from securifile.protocol.bulk import BulkPool
-from securifile.protocol.messages import StoreBlob
+from securifile.protocol.connection import FEATURES, VOUCHED
+from securifile.protocol.messages import BlobSent, StoreBlob
 from securifile.protocol.sniff import tls_only
 from securifile.protocol.tls import CurrentCredentials, identify, tls_connector, tls_factory, uri_of
 from securifile.protocol.tls_layer import WAIT_MS
@@ -41,7 +42,7 @@ PIECE = 256 * 1024
 WHOLE = b"".join(number.to_bytes(4, "big") for number in range(3_000_000))
 
 
-REQUEST = StoreBlob(attempt=A, file=FILE, version=1, algorithm=DigestAlgorithm.SHA256, size=len(WHOLE))
+REQUEST = StoreBlob(attempt=A, file=FILE, version=1, algorithm=DigestAlgorithm.SHA256, size=len(WHOLE), vouched=True)
 
 
 class FakeLane:
@@ -241,7 +242,7 @@ class Replica:
 
 
 @asynccontextmanager
-async def replica(folder: Path, worker: ThreadWorker) -> AsyncIterator[Replica]:
+async def replica(folder: Path, worker: ThreadWorker, features: frozenset[str] = FEATURES) -> AsyncIterator[Replica]:
     """A replica that listens on loopback with TLS."""
     blobs = await store_in(folder / "replica", worker)
     staged: Any = None
@@ -252,6 +253,7 @@ async def replica(folder: Path, worker: ThreadWorker) -> AsyncIterator[Replica]:
         handlers={},
         bulk=PeerBlobs(blobs, staged, lambda attempt, why: None),
         identify=identify,
+        features=features,
     )
     outer = tls_only(tls_factory(reactor, CurrentCredentials(credentials(uri_of(N1))), factory))
     port = await TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(outer)
@@ -303,6 +305,28 @@ async def test_an_upload_through_threads_reaches_the_replica(tmp_path: Path, wor
 
 
 @pytest_twisted.ensureDeferred
+async def test_an_upload_to_a_replica_of_the_release_before(tmp_path: Path, worker: ThreadWorker) -> None:
+    """It is not told the digest, and computes it."""
+    async with replica(tmp_path, worker, FEATURES - {VOUCHED}) as n1:
+        origin = await store_in(tmp_path / "origin", worker)
+        assert await upload(Body(rest=WHOLE), n1, origin)
+        assert await n1.digest() == hashlib.sha256(WHOLE).digest()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_replica_keeps_nothing_else_than_what_was_sent(tmp_path: Path, worker: ThreadWorker) -> None:
+    """A sender that sent other bytes than it vouches for is refused, and so is one that vouches for nothing."""
+    sent = BlobSent(size=len(WHOLE), digest=hashlib.sha256(WHOLE).digest(), checksum=b"c" * 32)
+    async with replica(tmp_path, worker) as n1:
+        for vouched in (sent, None):
+            transfer = await n1.pool.store("n1", REQUEST)
+            await transfer.write(WHOLE)
+            with pytest.raises(Refusal):
+                await transfer.finish(5, vouched)
+            assert await n1.blobs.sidecars() == []
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_replica_that_refuses_in_a_burst_is_lost_alone(tmp_path: Path, worker: ThreadWorker) -> None:
     """It says no while a thread sends to it; the origin's own copy is whole."""
     async with replica(tmp_path, worker) as n1:
@@ -319,7 +343,7 @@ async def test_a_replica_that_refuses_in_a_burst_is_lost_alone(tmp_path: Path, w
 async def test_pieces_that_arrive_together_stay_in_order(tmp_path: Path, worker: ThreadWorker) -> None:
     """Who waits for a piece in the reactor's thread gets those that arrived with it before a thread receives what comes behind them."""
     async with replica(tmp_path, worker) as n1:
-        transfer = await n1.pool.store("n1", REQUEST)
+        transfer = await n1.pool.store("n1", attrs.evolve(REQUEST, vouched=False))
         pieces = [WHOLE[start : start + 10_007] for start in range(0, len(WHOLE), 10_007)]
         for first in range(0, len(pieces), 30):
             await gatherResults([transfer.write(piece) for piece in pieces[first : first + 30]])

@@ -18,14 +18,22 @@ from securifile.model.errors import Code, DeadlineExceeded, PeerUnreachable, Ref
 from securifile.model.ids import AttemptId, EntryId
 from securifile.node.fanout import Fanout, WholeFanout
 from securifile.node.memory_blobs import MemoryBlobs
+from securifile.node.sidecars import BlockChecksums, checksum_of
 from securifile.protocol.bulk import BulkPool
-from securifile.protocol.messages import BlobStored, StoreBlob
+from securifile.protocol.messages import BlobSent, BlobStored, StoreBlob
 
 ATTEMPT = AttemptId(b"a" * 16)
 FILE = EntryId(b"f" * 16)
 CHUNKS = [bytes([number]) * 100_000 for number in range(1, 9)]
 WHOLE = b"".join(CHUNKS)
 DIGEST = hashlib.sha256(WHOLE).digest()
+
+
+def blocks_of(data: bytes) -> bytes:
+    """The checksums of the blocks of a blob."""
+    checksums = BlockChecksums()
+    checksums.update(data)
+    return checksums.digest()
 
 
 @attrs.define(eq=False)
@@ -42,6 +50,8 @@ class Replica:
     hangs_at_end: bool = False
     refuses_at_end: Exception | None = None
     rots: bool = False
+    of_the_release_before: bool = False
+    """Computes the digest itself; else it believes what it is told, and computes the checksum."""
     taken: bytearray = attrs.field(factory=bytearray)
     begun: int = 0
     aborted: int = 0
@@ -56,7 +66,8 @@ class Replica:
 class FakeTransfer:
     """As `OutgoingTransfer`."""
 
-    def __init__(self, replica: Replica) -> None:
+    def __init__(self, replica: Replica, request: StoreBlob) -> None:
+        self.vouched = request.vouched and not replica.of_the_release_before
         self._replica = replica
 
     def write(self, data: bytes) -> Deferred[None]:
@@ -71,13 +82,16 @@ class FakeTransfer:
             return replica.hang()
         return succeed(None)
 
-    def finish(self, timeout_s: float) -> Deferred[BlobStored]:
+    def finish(self, timeout_s: float, sent: BlobSent | None = None) -> Deferred[BlobStored]:
         replica = self._replica
         if replica.hangs_at_end:
             return replica.hang()
         if replica.refuses_at_end is not None:
             return fail(replica.refuses_at_end)
         data = bytes(replica.taken) + (b"!" if replica.rots else b"")
+        if self.vouched:
+            assert sent is not None
+            return succeed(BlobStored(size=len(replica.taken), digest=sent.digest, checksum=checksum_of(blocks_of(data))))
         return succeed(BlobStored(size=len(replica.taken), digest=hashlib.sha256(data).digest()))
 
     def abort(self) -> None:
@@ -99,7 +113,7 @@ class FakePool:
             await replica.hang()
         assert request.attempt == ATTEMPT
         replica.taken.clear()
-        return FakeTransfer(replica)
+        return FakeTransfer(replica, request)
 
     def store_whole(self, name: str, blob: WholeBlob) -> Deferred[BlobStored]:
         async def store() -> BlobStored:
@@ -144,7 +158,7 @@ class World:
             clock=self.clock,
             pool=pool,
             is_available=lambda name: name not in self.gone,
-            request=StoreBlob(attempt=ATTEMPT, file=FILE, version=1, algorithm=DigestAlgorithm.SHA256, size=None),
+            request=StoreBlob(attempt=ATTEMPT, file=FILE, version=1, algorithm=DigestAlgorithm.SHA256, size=None, vouched=True),
             writer=self.writer,
             replacement=self.replacement,
         )
@@ -194,6 +208,11 @@ def test_every_replica_gets_the_bytes() -> None:
     assert world.clock.getDelayedCalls() == []
 
 
+def test_a_replica_of_the_release_before() -> None:
+    """It computes the digest, which is compared as the checksum is of the others."""
+    assert World(Replica("n3", of_the_release_before=True)).run() == [("n2", 1, True), ("n3", 2, True)]
+
+
 @pytest.mark.parametrize("whole", [False, True])
 def test_no_replicas_are_wanted(whole: bool) -> None:
     """With r = 0 the bytes go to this node only."""
@@ -214,6 +233,7 @@ def test_no_replicas_are_wanted(whole: bool) -> None:
         {"refuses_at_end": StreamBroken("lost")},
         {"refuses_at_end": DeadlineExceeded("a slow disk")},
         {"rots": True},
+        {"rots": True, "of_the_release_before": True},
     ],
     ids=str,
 )

@@ -20,8 +20,8 @@ from securifile.model.ids import AttemptId, EntryId
 from securifile.model.interfaces import IByteSink, IByteSource
 from securifile.model.staged import StagedUpload
 from securifile.protocol.bulk import UNREAD_BYTES_MAX, BulkPool, OutgoingTransfer
-from securifile.protocol.connection import FEATURES, WHOLE, PeerIdentity
-from securifile.protocol.messages import AppendBlob, BlobAppended, BlobFollows, BlobStored, FetchBlob, StoreBlob
+from securifile.protocol.connection import FEATURES, VOUCHED, WHOLE, PeerIdentity
+from securifile.protocol.messages import AppendBlob, BlobAppended, BlobFollows, BlobSent, BlobStored, FetchBlob, StoreBlob
 from securifile.protocol.wire import Traffic
 from tests.protocol.cluster import Rig
 
@@ -33,6 +33,7 @@ APPEND = AppendBlob(
     ),
     offset=5,
 )
+SENT = BlobSent(size=3, digest=b"d", checksum=b"c")
 MIB = 1024 * 1024
 
 
@@ -71,6 +72,9 @@ class Blobs:
     source: Any = None
     refuse: Exception | None = None
     refuse_after: int | None = None
+    vouched: list[bool] = attrs.field(factory=list)
+    """Of each blob that was streamed, whether its sender tells its digest, and what it said at the end."""
+    sent: list[Any] = attrs.field(factory=list)
     before_answer: Deferred[None] | None = None
     go_on: Deferred[None] | None = None
 
@@ -91,6 +95,8 @@ class Blobs:
         if self.before_answer is not None:
             await self.before_answer
         self.stored.append(bytes(data))
+        self.vouched.append(request.vouched)
+        self.sent.append(source.sent)
         return BlobStored(size=len(data), digest=hashlib.sha256(data).digest())
 
     async def append(self, peer: PeerIdentity, request: AppendBlob, source: Any) -> BlobAppended:
@@ -175,6 +181,18 @@ def test_empty_blob(rig: Rig) -> None:
     blobs = Blobs()
     assert rig.result(begin(rig, start(rig, blobs)).finish(5)).size == 0
     assert blobs.stored == [b""]
+
+
+@pytest.mark.parametrize("features", [FEATURES, FEATURES - {VOUCHED}], ids=["this release", "the release before"])
+def test_what_was_sent_is_said_at_the_end(rig: Rig, features: frozenset[str]) -> None:
+    """To a server that relies on it; one of the release before is not told, and is not asked to."""
+    blobs = Blobs()
+    rig.serve(bulk=blobs, features=features)
+    transfer = rig.result(rig.pool().store("n1", attrs.evolve(STORE, vouched=True)))
+    rig.result(transfer.write(b"abc"))
+    rig.result(transfer.finish(5, SENT))
+    known = VOUCHED in features
+    assert (blobs.stored, blobs.vouched, blobs.sent) == ([b"abc"], [known], [SENT if known else None])
 
 
 def test_whole_blobs_go_together(rig: Rig) -> None:

@@ -41,7 +41,7 @@ from securifile.protocol.connection import (
     TooManyRequests,
 )
 from securifile.protocol.frames import FrameKind, encode_frame
-from securifile.protocol.messages import BlobFollows, BlobStored, Done, FetchBlob, Heartbeat, Refused, StoreBlob
+from securifile.protocol.messages import BlobFollows, BlobSent, BlobStored, Done, FetchBlob, Heartbeat, Refused, StoreBlob
 
 N1 = PeerIdentity(cluster="c", kind=ServerKind.NODE, name="n1")
 N2 = PeerIdentity(cluster="c", kind=ServerKind.NODE, name="n2")
@@ -272,6 +272,18 @@ def test_upload() -> None:
         stored = BlobStored(size=4, digest=b"")
         assert client.receive(server.answer(number, stored)) == [AnswerReceived(number, stored)]
         assert (client.state, server.state) == (State.IDLE, State.IDLE)
+
+
+def test_what_is_said_at_the_end_of_a_stream() -> None:
+    """It comes with the end; an end that cannot be read is a breach of the protocol."""
+    client, server = opened(Purpose.BULK)
+    sent = BlobSent(size=1, digest=b"d", checksum=b"c")
+    _, data = client.request(STORE)
+    assert server.receive(data + client.data(b"a") + client.end(sent))[-1] == EndReceived(sent)
+    client, server = opened(Purpose.BULK)
+    _, data = client.request(STORE)
+    [_, failed] = server.receive(data + encode_frame(FrameKind.END, b"\xc1"))
+    assert isinstance(failed, ProtocolFailed)
 
 
 def test_download() -> None:
