@@ -31,6 +31,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import attrs
 
@@ -208,7 +209,7 @@ class BlobFolder:
 
     def keep_all(self, blobs: Sequence[WholeBlob]) -> list[BlobSummary | Exception]:
         """Store each of these as `create`, `append` and `seal` would, all of them at the same time: one fsync of a folder does for
-        all that has come into it.
+        all that has come into it, and the system begins with all of the bytes before any are waited for.
 
         Returns:
             What became of each; after an error (`DiskFull`, `BlobExists`, `OSError`) nothing is left behind of it.
@@ -246,7 +247,12 @@ class BlobFolder:
         one.begun = True
         self.files.write(one.descriptors[0], one.blob.data, 0)
         one.descriptors.append(self.files.create(self._incoming_meta(attempt)))
-        self.files.write(one.descriptors[1], encode_sidecar(one.sidecar, one.checksums), 0)
+        sidecar = encode_sidecar(one.sidecar, one.checksums)
+        self.files.write(one.descriptors[1], sidecar, 0)
+        # A file system that journals gives all of them their places now, in one transaction: the first fsync waits for it, the others
+        # find it done. Else each fsync makes a transaction of its own.
+        for descriptor, length in zip(one.descriptors, (len(one.blob.data), len(sidecar)), strict=True):
+            self.files.begin_sync(descriptor, length, 0)
 
     def _make_certain(self, one: _Keeping) -> None:
         for descriptor in one.descriptors:
@@ -402,6 +408,10 @@ class BlobFolder:
         with self._opened(self._meta(attempt), attempt, writing=True) as descriptor:
             self.files.write(descriptor, encode_note(version, position), offset)
 
+    def note_commits(self, notes: Sequence[tuple[AttemptId, int, Position]]) -> list[Exception | None]:
+        """`note_commit` for each of these; what went wrong with each, if anything."""
+        return [_error_of(self.note_commit, *note) for note in notes]
+
     def remove(self, attempt: AttemptId) -> int:
         """Delete the blob; how many bytes that freed. The bytes go first: a sidecar alone is not a blob."""
         size = self.files.length(self._data(attempt)) or 0
@@ -463,6 +473,14 @@ class BlobFolder:
 
     def _incoming_meta(self, attempt: AttemptId) -> str:
         return self._incoming_data(attempt) + _META
+
+
+def _error_of(work: Callable[..., None], *arguments: Any) -> Exception | None:
+    try:
+        work(*arguments)
+    except Exception as error:  # for who asked for this one; the others are not concerned
+        return error
+    return None
 
 
 def _readable(files: Files, descriptor: int, count: int, offset: int) -> bytes:

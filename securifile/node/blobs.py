@@ -63,6 +63,9 @@ KEEP_MAX = 32
 """Whole blobs that go to the disk in one job: two open files each."""
 KEEP_BYTES_MAX = 1024 * 1024
 
+NOTE_MAX = 100
+"""Commits that are noted in one job: some milliseconds."""
+
 SPACE_FRESH_S = 1.0
 """How old the answer of the file system may be: it goes out with heartbeats, two a second to every server."""
 
@@ -93,6 +96,9 @@ class DiskBlobs:
         self._writing: set[AttemptId] = set()
         self._keeping: Batches[WholeBlob, BlobSummary] = Batches(
             lambda blobs: worker.do(self._folder.keep_all, blobs), size=_length, items_max=KEEP_MAX, bytes_max=KEEP_BYTES_MAX
+        )
+        self._noting: Batches[tuple[AttemptId, int, Position], None] = Batches(
+            lambda notes: worker.do(self._folder.note_commits, notes), size=lambda _: 0, items_max=NOTE_MAX, bytes_max=0
         )
         self._on_their_way: dict[AttemptId, list[Deferred[None]]] = {}
         """Whole blobs that are being kept, and who waits until they are."""
@@ -203,7 +209,7 @@ class DiskBlobs:
 
     def commit(self, attempt: AttemptId, version: int, position: Position) -> Deferred[None]:
         """See `IBlobStore`. Not fsynced: the catalogue knows."""
-        return self.worker.do(self._folder.note_commit, attempt, version, position)
+        return self._noting.do((attempt, version, position))
 
     def sidecar(self, attempt: AttemptId) -> Deferred[Sidecar]:
         """See `IBlobStore`. Raises `CorruptBlock` too."""

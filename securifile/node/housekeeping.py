@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, DeferredList
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
@@ -33,6 +33,9 @@ ROUND_S = 10.0
 
 LOOKED_AT_ONCE = 100
 """Blobs looked up in the index before others get their turn: a few milliseconds."""
+
+NOTED_AT_ONCE = 100
+"""Commits that are noted together: a job at the disk for each would cost a busy node more than the notes."""
 
 STAGED_ROUNDS = 30
 """Rounds for which a staged blob is left alone: its upload may be under way still, at most so long between sealing and commit."""
@@ -125,13 +128,16 @@ class Housekeeping:
         return await self._index.names(attempt) or await self._index.is_superseded(attempt)
 
     async def _note_commits(self) -> None:
-        for attempt, (version, position) in list(self._committed.items()):
-            try:
-                await self._blobs.commit(attempt, version, position)
-            except (NoSuchBlob, CorruptBlock) as error:
-                self._log.warn("the commit of {attempt} is not noted: {problem}", attempt=str(attempt), problem=repr(error))
-            self._committed.pop(attempt, None)
-            self._staged.pop(attempt, None)
+        committed = list(self._committed.items())
+        for start in range(0, len(committed), NOTED_AT_ONCE):
+            noting = [self._blobs.commit(attempt, *what) for attempt, what in committed[start : start + NOTED_AT_ONCE]]
+            results: list[tuple[bool, Any]] = await DeferredList(noting, consumeErrors=True)
+            for (attempt, _), (noted, result) in zip(committed[start:], results, strict=False):
+                if not noted:
+                    result.trap(NoSuchBlob, CorruptBlock)
+                    self._log.warn("the commit of {attempt} is not noted: {problem}", attempt=str(attempt), problem=repr(result.value))
+                self._committed.pop(attempt, None)
+                self._staged.pop(attempt, None)
 
     async def _drop_superseded(self) -> None:
         kept_s = self._acting.roster.settings.keep_superseded_s

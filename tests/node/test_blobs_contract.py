@@ -261,6 +261,22 @@ async def test_a_blob_is_staged_until_committed(subject: Subject) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_many_commits_at_once(subject: Subject) -> None:
+    """Each is noted, with its own version and position; one of a blob that is not here says so, and does no harm to the others."""
+    attempts = [AttemptId(bytes([number]) * 16) for number in range(1, 150)]
+    for attempt in attempts[:10]:
+        await put(subject.store, attempt, b"abc")
+    noting = [subject.store.commit(attempt, number, Position(2, number)) for number, attempt in enumerate(attempts)]
+    for waited in noting[10:]:
+        with pytest.raises(NoSuchBlob):
+            await waited
+    for number, attempt in enumerate(attempts[:10]):
+        await noting[number]
+        sidecar = await subject.store.sidecar(attempt)
+        assert (sidecar.version, sidecar.committed_at) == (number, (2, number))
+
+
+@pytest_twisted.ensureDeferred
 @pytest.mark.parametrize("size", [0, 1, 4096, 65536])
 async def test_a_small_blob_is_read_whole(subject: Subject, size: int) -> None:
     """In one piece, as often as one likes; and not at all when it is bad, or gone."""

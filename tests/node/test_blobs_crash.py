@@ -256,6 +256,17 @@ def test_the_order_in_which_whole_blobs_are_kept() -> None:
     assert KEEPING == ["create", "write"] * 10 + ["sync"] * 10 + ["rename"] * 10 + ["sync_directory"] * 3
 
 
+def test_the_disk_begins_with_all_that_is_kept_before_any_of_it_is_waited_for() -> None:
+    """A file system that journals makes one transaction of them then, and not one for each fsync."""
+    files = SimulatedFiles()
+    run(a_store(files).recover())
+    begun: list[int] = []
+    files.before = lambda number, name: begun.append(len(files.syncs_begun)) if name == "sync" else None
+    keep_all(files)
+    assert begun == [10] * 10
+    assert all(offset == 0 and count > 0 for offset, count in files.syncs_begun)
+
+
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("step", range(len(KEEPING) + 1))
 def test_a_crash_while_whole_blobs_are_kept(step: int, seed: int) -> None:

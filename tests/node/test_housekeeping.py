@@ -141,6 +141,19 @@ def test_a_commit_that_was_not_noted_before_a_restart_is_noted_after_it() -> Non
     assert done(world.blobs.sidecar(ATTEMPT)).committed_at == (1, 1)
 
 
+def test_a_commit_of_a_blob_that_is_gone_does_no_harm_to_others() -> None:
+    """It cannot be noted; those that come with it are."""
+    world = World(m.Outcome(ended=None))
+    gone = attrs.evolve(file_fact(), id=EntryId(b"g" * 16), name="y")
+    gone = attrs.evolve(gone, version=attrs.evolve(gone.version, attempt=AttemptId(b"b" * 16)))
+    tidy = world.run(1)
+    tidy.learn(gone)
+    tidy.learn(file_fact())
+    tidy.start()
+    tidy.stop()
+    assert done(world.blobs.sidecar(ATTEMPT)).committed_at == (1, 0)
+
+
 def test_a_failure_of_the_index_does_not_end_the_housekeeping() -> None:
     """After whatever went wrong in one round there is a next one."""
     world = World(m.Outcome(ended="abandoned"))
