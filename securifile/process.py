@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import errno
 import fcntl
+import gc
 import json
 import os
 import re
@@ -25,6 +26,10 @@ READY = "ready.json"
 
 REBUILD = "rebuild-catalogue"
 """In an admin server's data folder: its operator wants the catalogue made anew from the nodes if the database is empty."""
+
+GARBAGE_THRESHOLDS = (10_000, 20, 20)
+"""More objects made than ended before the youngest are looked at; how often they are before the older ones, and those before all.
+Python's own is 700, 10, 10."""
 
 
 class CannotStart(Exception):
@@ -104,6 +109,17 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(draft, path)
+
+
+def settle() -> None:
+    """Have the garbage collector pass over what a started server has in memory, and look at the rest less often.
+
+    Modules, classes and routes stay as long as the process. And under load a few thousand objects live for some milliseconds each: whoever
+    looks for circles among them finds next to none, and takes a seventh of a small upload's time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GARBAGE_THRESHOLDS)
 
 
 def say_ready(folder: Path, **what: str) -> None:

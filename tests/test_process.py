@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import subprocess
 import sys
@@ -19,7 +20,29 @@ from securifile.admin.plugin import Options as AdminOptions
 from securifile.local.processes import environment
 from securifile.node.enrolment import MEMBERSHIP
 from securifile.node.plugin import Options as NodeOptions
-from securifile.process import CannotStart, FolderTaken, check_public, run_on_monotonic_time, take_folder, why_not
+from securifile.process import (
+    GARBAGE_THRESHOLDS,
+    CannotStart,
+    FolderTaken,
+    check_public,
+    run_on_monotonic_time,
+    settle,
+    take_folder,
+    why_not,
+)
+
+
+def test_the_garbage_collector_passes_over_a_started_server() -> None:
+    """What is there when a server is ready is never looked at again; what comes later is, though less often."""
+    thresholds, frozen = gc.get_threshold(), gc.get_freeze_count()
+    try:
+        settle()
+        assert gc.get_freeze_count() > frozen
+        assert gc.isenabled()
+        assert gc.get_threshold() == GARBAGE_THRESHOLDS
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*thresholds)
 
 
 def test_a_taken_folder(tmp_path: Path) -> None:

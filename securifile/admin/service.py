@@ -49,7 +49,17 @@ from securifile.model.facts import Change, Server, ServerGone
 from securifile.model.ids import Position
 from securifile.model.servers import HostPort, ServerKind, Status
 from securifile.model.settings import ClusterSettings
-from securifile.process import REBUILD, CannotStart, run_on_monotonic_time, say_gone, say_ready, stop_unstarted, take_folder, write_json
+from securifile.process import (
+    REBUILD,
+    CannotStart,
+    run_on_monotonic_time,
+    say_gone,
+    say_ready,
+    settle,
+    stop_unstarted,
+    take_folder,
+    write_json,
+)
 from securifile.protocol import messages as m
 from securifile.protocol import tls
 from securifile.protocol.rpc import Peer
@@ -208,6 +218,7 @@ class AdminService(Service):
         chores = Chores(reactor, [renewing])
         chores.start()
         self._later("chores", chores.stop)
+        settle()
         self._say_ready(authority, token)
 
     async def _open_catalogue(self, worker: ThreadWorker) -> tuple[Catalogue, Authority]:

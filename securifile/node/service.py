@@ -45,7 +45,7 @@ from securifile.node.fronts.tunnel import NodeEnds, TunnelHttpFactory
 from securifile.node.index import Index
 from securifile.node.node_api import NodeContents, node_app, node_metrics
 from securifile.node.worker import ThreadWorker
-from securifile.process import CannotStart, say_gone, say_ready, stop_unstarted, take_folder
+from securifile.process import CannotStart, say_gone, say_ready, settle, stop_unstarted, take_folder
 from securifile.protocol.connection import PeerIdentity
 from securifile.protocol.messages import RenewCertificate, RenewedCertificate
 from securifile.protocol.sniff import http_answer, plain_only, tls_only
@@ -157,6 +157,7 @@ class NodeService(Service):
         self._undo.append(spool.close)
 
         await self._run(me, identity, blobs, index, spool)
+        settle()
         say_ready(folder, name=membership.name, url=url, protocol_address=str(address))
         self._log.info("node {name} is ready at {url}", name=membership.name, url=url)
 

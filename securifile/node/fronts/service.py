@@ -44,7 +44,7 @@ from securifile.node.fronts.recording import FrontAudit
 from securifile.node.fronts.scoreboard import Scoreboard
 from securifile.node.fronts.tunnel import FrontEnd, OneFrontEnd, address_note
 from securifile.node.worker import ThreadWorker
-from securifile.process import run_on_monotonic_time
+from securifile.process import run_on_monotonic_time, settle
 from securifile.protocol import messages as m
 from securifile.protocol.bulk import BulkPool
 from securifile.protocol.connection import PeerIdentity
@@ -126,6 +126,7 @@ class Front:
         control.setblocking(False)
         self._reactor.adoptStreamConnection(control.fileno(), socket.AF_UNIX, _One(self._control))
         control.close()
+        settle()
         self._control.callRemote(c.Ready)
 
     def renewed(self) -> None:
