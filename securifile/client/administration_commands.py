@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 from securifile.client import configuration
-from securifile.client.api import Json, KnownServer
 from securifile.client.arguments import UNLIMITED
+from securifile.client.asking import Json, KnownServer
 from securifile.client.configuration import Session
 from securifile.client.context import Context
 from securifile.client.errors import ClientError, Problem, Uncertain, Unreachable

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from securifile.admin.backup import BackupFailed, back_up
 from securifile.client import configuration
-from securifile.client.api import Json
+from securifile.client.asking import Json
 from securifile.client.configuration import NotSignedIn
 from securifile.client.context import Context
 from securifile.client.errors import ClientError, Unreachable

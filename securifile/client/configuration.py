@@ -14,7 +14,7 @@ from typing import Any
 
 import attrs
 
-from securifile.client.api import KnownServer, server_of
+from securifile.client.asking import KnownServer, server_of
 from securifile.client.errors import ClientError
 
 FORMAT = 1

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from securifile.client import configuration
-from securifile.client.api import Client, KnownServer
+from securifile.client.api import Client
+from securifile.client.asking import KnownServer
 from securifile.client.configuration import NotSignedIn, Session
 from securifile.client.console import Console
 from securifile.client.errors import ClientError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from securifile.client.api import Json
+from securifile.client.asking import Json
 from securifile.client.context import Context
 from securifile.client.status import bytes_text, printable, status_text, table
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import attrs
 
-from securifile.client.api import Json
+from securifile.client.asking import Json
 from securifile.client.context import Context
 from securifile.client.errors import ClientError, Damaged, FileChanged, Problem
 from securifile.client.local_files import StreamOutput

@@ -12,7 +12,8 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred, execute
 from zope.interface import implementer
 
-from securifile.client.api import Client, KnownServer
+from securifile.client.api import Client
+from securifile.client.asking import KnownServer
 from securifile.client.exchange import Http, Patience
 from securifile.client.trust import endpoints
 from securifile.model.interfaces import IWorker

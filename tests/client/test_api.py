@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import pytest_twisted
 
-from securifile.client.api import ROUNDS, Client
+from securifile.client.api import Client
+from securifile.client.asking import ROUNDS
 from securifile.client.errors import Damaged, FileChanged, Problem, Uncertain, Unreachable
 from securifile.client.local_files import StreamOutput
 from securifile.http.targets import Target, parse_place

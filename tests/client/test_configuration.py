@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from securifile.client import configuration
-from securifile.client.api import KnownServer
+from securifile.client.asking import KnownServer
 from securifile.client.configuration import NotSignedIn, Session
 
 SESSION = Session(

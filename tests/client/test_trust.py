@@ -11,7 +11,8 @@ from OpenSSL.crypto import FILETYPE_PEM
 from twisted.internet import reactor
 from twisted.internet.ssl import Certificate, CertificateOptions, KeyPair
 
-from securifile.client.api import Client, KnownServer
+from securifile.client.api import Client
+from securifile.client.asking import KnownServer
 from securifile.client.errors import Unreachable, UntrustedServer
 from securifile.client.exchange import Http, Patience
 from securifile.client.trust import certificates_of, endpoints
