@@ -6,6 +6,7 @@ These are no facts: no node needs to know what another one checked, so they are 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import attrs
@@ -15,6 +16,9 @@ from securifile.protocol.messages import CopiesChecked, Done
 
 FORGOTTEN_AT_ONCE = 5000
 """Rows looked at in one transaction: some tens of milliseconds."""
+
+TOGETHER = 500
+"""Checks noted by one statement: what a node tells at a time when it has just been verified. One statement each took ten times as long."""
 
 
 @attrs.frozen(kw_only=True)
@@ -39,16 +43,13 @@ class Checks:
         now = self._wall()
 
         async def write(sql: Any) -> None:
-            for copy in told.copies:
-                # A clock that is ahead does not make a check younger than it can be.
-                await sql.execute(
-                    "INSERT INTO checks (file, node, attempt, at)"
-                    " SELECT entries.id, copies.node, entries.attempt, CAST(:at AS DOUBLE PRECISION) FROM entries"
-                    " JOIN copies ON copies.file = entries.id"
-                    " WHERE entries.attempt = :attempt AND copies.node = :node AND copies.durable"
-                    " ON CONFLICT (file, node) DO UPDATE SET attempt = excluded.attempt, at = excluded.at",
-                    {"attempt": copy.attempt.value, "node": node, "at": min(copy.at, now)},
-                )
+            # A clock that is ahead does not make a check younger than it can be.
+            checked = [(attempt, min(at, now)) for attempt, at in {copy.attempt.value: copy.at for copy in told.copies}.items()]
+            for start in range(0, len(checked), TOGETHER):
+                some = checked[start : start + TOGETHER]
+                attempts = {f"attempt_{number}": attempt for number, (attempt, _) in enumerate(some)}
+                times = {f"at_{number}": at for number, (_, at) in enumerate(some)}
+                await sql.execute(_noting(len(some)), {"node": node, **attempts, **times})
             await sql.execute(
                 "INSERT INTO scrubs (node, oldest_at, quarantined, told_at) VALUES (:node, :oldest_at, :quarantined, :now)"
                 " ON CONFLICT (node) DO UPDATE SET oldest_at = excluded.oldest_at, quarantined = excluded.quarantined,"
@@ -109,3 +110,16 @@ class Checks:
             return until
 
         self._after = await self._database.transact("forget checks", forget)
+
+
+@lru_cache(8)
+def _noting(count: int) -> str:
+    """The statement that notes so many checks."""
+    rows = ", ".join(f"(:attempt_{number}, CAST(:at_{number} AS DOUBLE PRECISION))" for number in range(count))
+    return (
+        f"WITH told (attempt, at) AS (VALUES {rows}) INSERT INTO checks (file, node, attempt, at)"
+        " SELECT entries.id, copies.node, entries.attempt, told.at FROM told"
+        " JOIN entries ON entries.attempt = told.attempt JOIN copies ON copies.file = entries.id"
+        " WHERE copies.node = :node AND copies.durable"
+        " ON CONFLICT (file, node) DO UPDATE SET attempt = excluded.attempt, at = excluded.at"
+    )

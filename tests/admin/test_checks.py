@@ -8,6 +8,7 @@ import pytest
 import pytest_twisted
 from twisted.internet.defer import Deferred
 
+from securifile.admin.checks import TOGETHER
 from securifile.model.ids import AttemptId
 from securifile.protocol import messages as m
 from securifile.sql.sqlite import SqliteDatabase
@@ -45,6 +46,19 @@ async def test_each_copy_has_its_last_check(world: World) -> None:
     assert await checks.of_file(file) == {"n1": world.now - 50, "n2": world.now - 40}
     await checks.note(told(committed.attempt, at=world.now - 10), "n1")
     assert await checks.of_file(file) == {"n1": world.now - 10, "n2": world.now - 40}
+
+
+@pytest_twisted.ensureDeferred
+async def test_many_checks_are_noted_together(world: World) -> None:
+    """However many there are, and if one of them is told twice it is the later one that counts."""
+    committed = await world.put("alice/a")
+    file = committed.facts[0].id  # type: ignore[union-attr]
+    others = [AttemptId(number.to_bytes(16)) for number in range(TOGETHER)]
+    for number in (1, TOGETHER - 1, TOGETHER):
+        at = world.now - 100 + number / TOGETHER
+        copies = told(committed.attempt, *others[:number], at=at - 1).copies + told(committed.attempt, at=at).copies
+        await world.catalogue.checks.note(m.CopiesChecked(copies=copies, oldest_at=None, quarantined=0), "n1")
+        assert await world.catalogue.checks.of_file(file) == {"n1": at}
 
 
 @pytest_twisted.ensureDeferred
