@@ -7,7 +7,7 @@ nobody may assume which.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred
@@ -170,16 +170,15 @@ class IBlobStore(Interface):
             CorruptBlock: it is not what was written, or what is needed to check it is damaged.
         """
 
-    def feed(attempt: Any, take: Callable[[bytes], object], parts: Callable[[int], Iterable[tuple[int, int]]] = ...) -> Deferred[Any]:
-        """Have a blob's bytes given to `take` in order, in pieces of at most a block, each checked as `IBlobReader.source` does, perhaps by
-        another thread; fires with its `Sidecar` when all were given.
+    def feed(wanted: Sequence[Any]) -> Deferred[Any]:
+        """Have the bytes of blobs given to functions in order, one blob after another, perhaps by another thread.
 
         Args:
-            parts: which ranges [start, stop) of a blob of so many bytes; all of it if not said.
+            wanted: a `Wanted` for each blob.
 
-        Raises:
-            NoSuchBlob: it is not here.
-            CorruptBlock: what is given ends before a block that is not what was written; or what is needed to check it is damaged.
+        Returns:
+            For each its `Sidecar` if all was given; or a `NoSuchBlob`, the disk's `OSError`, or a `CorruptBlock`: what was given ended
+            before a block that is not there, or, if it was to be checked as `IBlobReader.source` does, is not what was written.
         """
 
     def commit(attempt: Any, version: int, position: Any) -> Deferred[None]:

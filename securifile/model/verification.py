@@ -38,6 +38,11 @@ def unreadable(error: BaseException) -> Reading:
     return Reading(problem=str(error), passing=isinstance(error, OSError) and error.errno in PASSING)
 
 
+def vouches(proof: Proof, digest: bytes) -> bool:
+    """Whether it says that the prover has the recorded version: whose copy has the same keyed digest has it as well."""
+    return proof.present and bool(proof.keyed) and proof.plain == digest
+
+
 def judge(
     proof: Proof, *, number: int, digest: bytes, whole: bool, own: Reading | None, still_current: bool
 ) -> tuple[Verdict | None, bool]:
@@ -47,8 +52,8 @@ def judge(
         number: the version that was asked for.
         digest: the one recorded for it.
         whole: whether the whole blob was asked for.
-        own: the challenger's own reading; None when it verifies itself. Of a whole blob without its plain digest, when its sidecar has
-            the recorded one and each block is what was written then.
+        own: the challenger's own reading; None when it verifies itself. Of a whole blob without its plain digest: when the proof `vouches`
+            for whoever is keyed alike; or its sidecar has the recorded digest, and each block is what was written then.
         still_current: whether the version is still current, and recorded as durable on the prover, at the time of judging.
 
     Returns:

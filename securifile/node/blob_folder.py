@@ -365,6 +365,22 @@ class BlobFolder:
             pieces.append(piece)
         return pieces, None
 
+    def fill(self, descriptor: int, loaded: SidecarFile, memory: memoryview, start: int) -> None:
+        """Fill `memory` with the bytes from `start`, whatever they are.
+
+        Raises:
+            CorruptBlock: the blob ends before, or the medium cannot give them.
+        """
+        try:
+            count = self.files.read_into(descriptor, memory, start)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            count = 0
+        if count < len(memory):
+            attempt, block = loaded.sidecar.attempt, (start + count) // BLOCK_BYTES
+            raise CorruptBlock(f"block {block} of blob {attempt} is not there, or cannot be read", attempt=attempt, block=block)
+
     def pour(
         self,
         descriptor: int,

@@ -17,7 +17,7 @@ thread that reads from it, and a blob half sealed is nobody's. Who cancels only 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from twisted.internet import defer
@@ -35,7 +35,7 @@ from securifile.model.ids import AttemptId, EntryId, Position
 from securifile.model.interfaces import IBlobReader, IBlobStore, IBlobWriter, IByteSource, IWorker
 from securifile.node.at_hand import SMALL_BYTES_MAX, AtHand
 from securifile.node.blob_folder import BlobFolder, Recovery
-from securifile.node.feeding import Feeding, Parts, whole
+from securifile.node.feeding import Fed, Feeding, Wanted
 from securifile.node.files import OS_FILES, Files
 from securifile.node.sidecars import BLOCK_BYTES, BlockChecksums, SidecarFile, checksum_of, vouched_digest
 from securifile.node.staged_folder import StagedFolder
@@ -194,16 +194,15 @@ class DiskBlobs:
         """Close the files that are kept open for `small`: their blobs may have left, by another process."""
         self._at_hand.close_all()
 
-    def feed(self, attempt: AttemptId, take: Callable[[bytes], object], parts: Parts = whole) -> Deferred[Sidecar]:
+    def feed(self, wanted: Sequence[Wanted]) -> Deferred[list[Fed]]:
         """See `IBlobStore`."""
-        return Deferred.fromCoroutine(self._feed(Feeding(self._folder, attempt, take, parts)))
+        return Deferred.fromCoroutine(self._feed(Feeding(self._folder, wanted)))
 
-    async def _feed(self, feeding: Feeding) -> Sidecar:
+    async def _feed(self, feeding: Feeding) -> list[Fed]:
         try:
-            while True:
-                sidecar: Sidecar | None = await self.worker.do(feeding.step)
-                if sidecar is not None:
-                    return sidecar
+            while not await self.worker.do(feeding.step):
+                pass
+            return feeding.fed
         finally:
             feeding.give_up()
 

@@ -26,6 +26,9 @@ class Files(Protocol):
     def read(self, descriptor: int, count: int, offset: int) -> bytes:
         """`count` bytes from `offset`; fewer only at the end of the file."""
 
+    def read_into(self, descriptor: int, memory: memoryview, offset: int) -> int:
+        """As `read`, into `memory` from its beginning; how many bytes, fewer than it has room for only at the end of the file."""
+
     def read_at_once(self, descriptor: int, count: int, offset: int) -> bytes | None:
         """As `read`, if that need not wait for the medium; None if it would, or nobody knows. May be called from any thread."""
 
@@ -112,6 +115,13 @@ class OsFiles:
         while len(data) < count and (more := os.pread(descriptor, count - len(data), offset + len(data))):
             data += more
         return data
+
+    def read_into(self, descriptor: int, memory: memoryview, offset: int) -> int:
+        """See `Files`."""
+        filled = 0
+        while filled < len(memory) and (count := os.preadv(descriptor, [memory[filled:]], offset + filled)):
+            filled += count
+        return filled
 
     def read_at_once(self, descriptor: int, count: int, offset: int) -> bytes | None:
         """See `Files`. Where the system cannot say (another than Linux, or its file system), it is None."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import attrs
 from twisted.internet import defer
@@ -14,7 +14,7 @@ from securifile.model.entries import BlobSummary, Sidecar, Space, WholeBlob
 from securifile.model.errors import BlobExists, CorruptBlock, DiskFull, NoSuchBlob, StreamBroken
 from securifile.model.ids import AttemptId, EntryId, Position
 from securifile.model.interfaces import IBlobReader, IBlobStore, IBlobWriter, IByteSource
-from securifile.node.feeding import Parts, whole
+from securifile.node.feeding import UNREADABLE, Fed, Wanted
 from securifile.node.sidecars import BLOCK_BYTES, checksum_of, vouched_digest
 from securifile.node.sidecars import checksum as checksum_of_block
 
@@ -72,16 +72,22 @@ class MemoryBlobs:
         """See `IBlobStore`."""
         return defer.execute(lambda: MemoryBlobReader(self._blob(attempt)).first())
 
-    def feed(self, attempt: AttemptId, take: Callable[[bytes], object], parts: Parts = whole) -> Deferred[Sidecar]:
+    def feed(self, wanted: Sequence[Wanted]) -> Deferred[list[Fed]]:
         """See `IBlobStore`."""
-        return defer.execute(self._feed, attempt, take, parts)
+        return defer.execute(lambda: [self._feed(one) for one in wanted])
 
-    def _feed(self, attempt: AttemptId, take: Callable[[bytes], object], parts: Parts) -> Sidecar:
-        blob = self._blob(attempt)
-        reader = MemoryBlobReader(blob)
-        for start, stop in parts(reader.size):
-            for piece in reader.pieces(start, stop):
-                take(piece)
+    def _feed(self, wanted: Wanted) -> Fed:
+        try:
+            blob = self._blob(wanted.attempt)
+            reader = MemoryBlobReader(blob)
+            for start, stop in wanted.parts(reader.size):
+                if wanted.checked:
+                    for piece in reader.pieces(start, stop):
+                        wanted.take(piece)
+                else:
+                    wanted.take(bytes(blob.stored[start:stop]))
+        except UNREADABLE as error:
+            return error
         return blob.sidecar
 
     def commit(self, attempt: AttemptId, version: int, position: Position) -> Deferred[None]:

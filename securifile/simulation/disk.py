@@ -152,6 +152,12 @@ class SimulatedFiles:
         """See `Files`."""
         return bytes(self._open[descriptor].data[offset : offset + count])
 
+    def read_into(self, descriptor: int, memory: memoryview, offset: int) -> int:
+        """See `Files`."""
+        data = self.read(descriptor, len(memory), offset)
+        memory[: len(data)] = data
+        return len(data)
+
     def read_at_once(self, descriptor: int, count: int, offset: int) -> bytes | None:
         """See `Files`."""
         return self.read(descriptor, count, offset)

@@ -125,6 +125,11 @@ class SimulatedFiles:
     def read(self, descriptor: int, count: int, offset: int) -> bytes:
         return bytes(self._open[descriptor].data[offset : offset + count])
 
+    def read_into(self, descriptor: int, memory: memoryview, offset: int) -> int:
+        data = self.read(descriptor, len(memory), offset)
+        memory[: len(data)] = data
+        return len(data)
+
     def read_at_once(self, descriptor: int, count: int, offset: int) -> bytes | None:
         return self.read(descriptor, count, offset)
 

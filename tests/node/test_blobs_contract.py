@@ -22,12 +22,14 @@ from securifile.model.entries import WHOLE_BYTES_MAX, BlobSummary, Sidecar, Whol
 from securifile.model.errors import BlobExists, CorruptBlock, DiskFull, NoSuchBlob, StreamBroken
 from securifile.model.ids import AttemptId, EntryId, Position
 from securifile.node.blobs import DiskBlobs
+from securifile.node.feeding import Wanted
 from securifile.node.files import OsFiles
 from securifile.node.memory_blobs import MemoryBlobs
 from securifile.node.worker import InlineWorker, ThreadWorker
 
 A = AttemptId(b"a" * 16)
 B = AttemptId(b"b" * 16)
+C = AttemptId(b"c" * 16)
 FILE = EntryId(b"f" * 16)
 SHA256 = DigestAlgorithm.SHA256
 BLOCK = 256 * 1024
@@ -465,18 +467,25 @@ async def test_a_full_disk_refuses_and_leaves_nothing(subject: Subject) -> None:
         await writer.replay().read()
 
 
+def copied(pieces: list[bytes]) -> Callable[[bytes | memoryview], object]:
+    """Keeps what a piece had in it: its memory is used again."""
+    return lambda piece: pieces.append(bytes(piece))
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_blob_is_fed_to_a_function(subject: Subject) -> None:
     """All of it, in order and in pieces of a block at most, and the sidecar at the end; of an empty one there is nothing to give."""
     content = os.urandom(3 * BLOCK + 1000)
     await put(subject.store, A, content)
     pieces: list[bytes] = []
-    sidecar = await subject.store.feed(A, pieces.append)
+    (sidecar,) = await subject.store.feed([Wanted(attempt=A, take=pieces.append)])
     assert b"".join(pieces) == content
     assert max(map(len, pieces)) <= BLOCK
     assert sidecar.digest == hashlib.sha256(content).digest()
     await put(subject.store, B, b"")
-    assert (await subject.store.feed(B, lambda piece: pytest.fail("nothing is there"))).size == 0
+    (sidecar,) = await subject.store.feed([Wanted(attempt=B, take=lambda piece: pytest.fail("nothing is there"))])
+    assert sidecar.size == 0
+    assert await subject.store.feed([]) == []
 
 
 @pytest_twisted.ensureDeferred
@@ -485,19 +494,35 @@ async def test_parts_of_a_blob_are_fed(subject: Subject) -> None:
     content = os.urandom(2 * BLOCK + 10)
     await put(subject.store, A, content)
     pieces: list[bytes] = []
-    await subject.store.feed(A, pieces.append, lambda size: [(1, 5), (BLOCK - 3, BLOCK + 3), (size - 2, size)])
-    assert b"".join(pieces) == content[1:5] + content[BLOCK - 3 : BLOCK + 3] + content[-2:]
+    for checked in (True, False):
+        parts = [(1, 5), (BLOCK - 3, BLOCK + 3), (2 * BLOCK + 8, 2 * BLOCK + 10)]
+        pieces.clear()
+        await subject.store.feed([Wanted(attempt=A, take=copied(pieces), parts=lambda size, parts=parts: parts, checked=checked)])
+        assert b"".join(pieces) == content[1:5] + content[BLOCK - 3 : BLOCK + 3] + content[-2:]
 
 
 @pytest_twisted.ensureDeferred
 async def test_feeding_ends_before_a_bad_block(subject: Subject) -> None:
-    """What came before it was given; a blob that is not there gives nothing."""
+    """What came before it was given; a blob that is not there gives nothing; and those after it are not concerned."""
     content = os.urandom(2 * BLOCK)
+    for attempt in (A, C):
+        await put(subject.store, attempt, content)
+    subject.damage(A, BLOCK + 7)
+    pieces: dict[AttemptId, list[bytes]] = {attempt: [] for attempt in (A, B, C)}
+    wanted = [Wanted(attempt=attempt, take=pieces[attempt].append) for attempt in (A, B, C)]
+    bad, absent, good = await subject.store.feed(wanted)
+    assert (type(bad), bad.block, type(absent), good.size) == (CorruptBlock, 1, NoSuchBlob, 2 * BLOCK)
+    assert [b"".join(pieces[attempt]) for attempt in (A, B, C)] == [content[:BLOCK], b"", content]
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_is_not_checked_is_fed_as_it_is(subject: Subject) -> None:
+    """For those who compare a digest of the whole: rotten bytes are among the others."""
+    content = os.urandom(5 * BLOCK + 3)
     await put(subject.store, A, content)
     subject.damage(A, BLOCK + 7)
     pieces: list[bytes] = []
-    with pytest.raises(CorruptBlock):
-        await subject.store.feed(A, pieces.append)
-    assert b"".join(pieces) == content[:BLOCK]
-    with pytest.raises(NoSuchBlob):
-        await subject.store.feed(B, pieces.append)
+    (sidecar,) = await subject.store.feed([Wanted(attempt=A, take=copied(pieces), checked=False)])
+    fed = b"".join(pieces)
+    assert sidecar.size == len(fed) == len(content)
+    assert [at for at in range(len(fed)) if fed[at] != content[at]] == [BLOCK + 7]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
@@ -15,18 +15,19 @@ from twisted.python.failure import Failure
 
 from securifile.model import facts as f
 from securifile.model.digests import DigestAlgorithm
-from securifile.model.entries import Copy, Sidecar, Version
+from securifile.model.entries import Copy, Version
 from securifile.model.errors import Code, CorruptBlock, DeadlineExceeded, PeerUnreachable, Refusal, StreamBroken
 from securifile.model.ids import AttemptId, EntryId, Position
 from securifile.model.proofs import Proof, Report, Verdict
 from securifile.model.settings import ClusterSettings
 from securifile.model.verification import PICKS, picked_blocks
-from securifile.node import feeding
+from securifile.node.feeding import UNREADABLE, Fed, Wanted
 from securifile.node.index import Index
 from securifile.node.memory_blobs import MemoryBlobs
 from securifile.node.sidecars import BLOCK_BYTES
 from securifile.node.verification import (
     AGAIN_S,
+    AHEAD,
     BATCH_BYTES,
     BATCH_FILES,
     NAMED_MAX,
@@ -51,22 +52,31 @@ class Blobs(MemoryBlobs):
     def __init__(self) -> None:
         super().__init__()
         self.opened: list[AttemptId] = []
+        self.wanted: list[Wanted] = []
         self.breaks: dict[AttemptId, Exception] = {}
         self.is_waiting = False
         self._later: list[Deferred[None]] = []
 
-    def feed(self, attempt: AttemptId, take: Callable[[bytes], object], parts: feeding.Parts = feeding.whole) -> Deferred[Sidecar]:
+    def feed(self, wanted: Sequence[Wanted]) -> Deferred[list[Fed]]:
         """See `MemoryBlobs`."""
-        self.opened.append(attempt)
-        if attempt in self.breaks:
-            return fail(self.breaks[attempt])
+        self.opened += [one.attempt for one in wanted]
+        self.wanted += wanted
         go_on: Deferred[None] = Deferred()
-        reading = go_on.addCallback(lambda _: super(Blobs, self).feed(attempt, take, parts))
+        reading = go_on.addCallback(lambda _: super(Blobs, self).feed(wanted))
+        reading.addCallback(lambda fed: [self._broken(one, outcome) for one, outcome in zip(wanted, fed, strict=True)])
         if self.is_waiting:
             self._later.append(go_on)
         else:
             go_on.callback(None)
         return reading
+
+    def _broken(self, wanted: Wanted, outcome: Fed) -> Fed:
+        error = self.breaks.get(wanted.attempt)
+        if isinstance(error, UNREADABLE):
+            return error
+        if error is not None:
+            raise error
+        return outcome
 
     def go_on(self) -> None:
         """Read what waits."""
@@ -84,6 +94,7 @@ class Node:
     index: Index
     verification: Verification
     own_bad: list[AttemptId]
+    checked: list[AttemptId]
 
 
 class World:
@@ -95,6 +106,7 @@ class World:
         self.silent: set[str] = set()
         self.unreachable: set[str] = set()
         self.asked: list[tuple[str, m.Challenge]] = []
+        self.timeouts: list[float] = []
         self.answering: Callable[[str, m.Proofs], m.Proofs] = lambda name, proofs: proofs
         """Changes what a prover answers."""
         self.before: Callable[[int], None] = lambda number: None
@@ -107,7 +119,7 @@ class World:
         index = Index(SqliteDatabase(None), lambda: 0.0)
         run_now(index.open())
         run_now(index.replace(self.position, []))
-        blobs, own_bad = Blobs(), list[AttemptId]()
+        blobs, own_bad, checked = Blobs(), list[AttemptId](), list[AttemptId]()
         verification = Verification(
             clock=self.clock,
             name=name,
@@ -116,16 +128,18 @@ class World:
             ask=self._ask,
             settings=lambda: self.settings,
             own_copy_bad=lambda attempt, reason: own_bad.append(attempt),
+            checked=checked.append,
         )
-        return Node(blobs, index, verification, own_bad)
+        return Node(blobs, index, verification, own_bad, checked)
 
     def _ask(self, name: str, message: Any, timeout_s: float) -> Deferred[Any]:
         if name in self.unreachable:
             return fail(PeerUnreachable(f"{name} is not connected"))
         number = len(self.asked)
         self.asked.append((name, message))
+        self.timeouts.append(timeout_s)
         self.before(number)
-        answer: Deferred[Any] = Deferred()
+        answer: Deferred[Any] = Deferred(lambda _: late.cancel())
         late = self.clock.callLater(timeout_s, lambda: answer.errback(DeadlineExceeded(f"{name} is silent")))
 
         def answered(result: Any) -> Any:
@@ -536,6 +550,47 @@ def test_many_files_come_in_batches() -> None:
     assert [len(asked.items) for _, asked in world.asked] == [1, 1]
 
 
+def test_the_prover_has_the_next_batch_while_the_challenger_reads() -> None:
+    """Two are asked for at a time; the one after them when the challenger has read its own copies of the first."""
+    world = World()
+    for number in range(3 * BATCH_FILES):
+        world.file(number, b"")
+    world.nodes["n1"].blobs.is_waiting = True
+    outcome = world.verify("n1", "n2")
+    assert (outcome, len(world.asked), len(world.nodes["n1"].blobs.opened)) == ([], AHEAD, BATCH_FILES)
+    world.nodes["n1"].blobs.go_on()
+    assert (reported(outcome).files, len(world.asked)) == (3 * BATCH_FILES, 3)
+
+
+def test_a_batch_has_the_time_of_those_before_it() -> None:
+    """The prover reads them first."""
+    world = World()
+    for number in range(3):
+        world.file(number, b"x" * (number * SLOWEST_BYTES_S) + b"\0" * (BATCH_BYTES // 2 + 1))
+    world.silent.add("n2")
+    outcome = world.verify("n1", "n2")
+    first = PROGRESS_S + (BATCH_BYTES // 2 + 1) / SLOWEST_BYTES_S
+    assert world.timeouts == [first, first + 1 + (BATCH_BYTES // 2 + 1) / SLOWEST_BYTES_S]
+    world.clock.advance(first)
+    assert reported(outcome).interrupted == "n2 is silent"
+    # Nobody waits for the second.
+    assert world.clock.getDelayedCalls() == []
+
+
+def test_a_challenger_reads_what_the_prover_vouches_for_as_it_is() -> None:
+    """Equal keyed digests, of which one was read together with the recorded one, are enough: both copies are noted as checked."""
+    world = World()
+    file = world.file(1, b"of both")
+    wanted = world.nodes["n1"].blobs.wanted
+    assert world.report("n1", "n2").bad_count == 0
+    assert [one.checked for one in wanted] == [False]
+    assert [node.checked for node in world.nodes.values()] == [[file.version.attempt], [file.version.attempt], []]
+    world.nodes["n2"].blobs.drop(file.version.attempt)
+    assert world.report("n1", "n2", b"another nonce".ljust(32)).bad_count == 1
+    assert [one.checked for one in wanted] == [False, True]
+    assert world.nodes["n1"].checked == [file.version.attempt] * 2
+
+
 def test_a_long_list_is_made_in_pieces() -> None:
     """Between the pages the node answers heartbeats; what its subject does not hold any more is not asked for."""
     world = World()
@@ -664,15 +719,16 @@ def test_a_disk_that_hangs_interrupts_its_own_node() -> None:
 
 
 def test_the_prover_reads_each_blob_once() -> None:
-    """However many challengers ask in one rejoin; in the next one it reads anew."""
+    """However many challengers ask in one rejoin; in the next one it reads anew, and what is bad once more, to say which block."""
     world = World()
     files = [world.file(number, b"of three", on=NAMES) for number in range(3)]
     for challenger in ("n1", "n3"):
         assert world.report(challenger, "n2").bad_count == 0
     assert world.nodes["n2"].blobs.opened == [file.version.attempt for file in files]
     world.nodes["n2"].blobs.damage(files[0].version.attempt, 0)
-    assert world.report("n1", "n2", b"another nonce".ljust(32)).bad_count == 1
-    assert len(world.nodes["n2"].blobs.opened) == 6
+    (bad,) = world.report("n1", "n2", b"another nonce".ljust(32)).bad
+    assert bad.reason.startswith("block 0 of blob")
+    assert world.nodes["n2"].blobs.opened[3:] == [file.version.attempt for file in (*files, files[0])]
 
 
 def test_challengers_share_a_reading_under_way() -> None:
