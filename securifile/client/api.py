@@ -66,6 +66,10 @@ class Client:
         """The bearer token of the sign-in; a secret."""
         return self._asking.token
 
+    def avoid(self, url: str) -> None:
+        """Ask the server at this URL last from now on."""
+        self._asking.avoid(url)
+
     async def close(self) -> None:
         """Break off every connection."""
         await self._asking.close()
