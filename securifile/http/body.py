@@ -9,7 +9,8 @@ from zope.interface import implementer
 
 from securifile.model.errors import StreamBroken
 from securifile.model.interfaces import IByteSource
-from securifile.protocol.tls_layer import READ_BYTES_MAX, Lane
+from securifile.protocol.openssl import READ_BYTES_MAX
+from securifile.protocol.tls_layer import Lane
 
 LANE_BYTES_MIN = 512 * 1024
 """What has to be left of a body for a thread to take it: less has come before one has begun."""

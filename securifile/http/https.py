@@ -11,7 +11,8 @@ from twisted.internet.protocol import Factory
 from zope.interface import implementer
 
 from securifile.certificates.identity import Identity
-from securifile.protocol.tls_layer import clear_partial_write, tls_in_large_pieces
+from securifile.protocol.openssl import prepare
+from securifile.protocol.tls_layer import tls_in_large_pieces
 
 PROTOCOLS = [b"http/1.1"]
 """What is offered by ALPN (RFC 7301)."""
@@ -50,7 +51,7 @@ def https_context(identity: Identity) -> SSL.Context:
     context.use_privatekey(crypto.PKey.from_cryptography_key(identity.key))
     context.check_privatekey()
     context.set_alpn_select_callback(_choose)
-    clear_partial_write(context)
+    prepare(context)
     return context
 
 

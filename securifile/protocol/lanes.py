@@ -7,7 +7,8 @@ arrives ends the burst, and is for the reactor's thread.
 from __future__ import annotations
 
 from securifile.protocol.connection import Event
-from securifile.protocol.tls_layer import READ_BYTES_MAX, Lane
+from securifile.protocol.openssl import READ_BYTES_MAX
+from securifile.protocol.tls_layer import Lane
 from securifile.protocol.wire import Wire
 
 NOTHING = memoryview(b"")

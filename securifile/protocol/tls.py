@@ -29,7 +29,8 @@ from securifile.certificates.names import ServerUri
 from securifile.model.errors import Code
 from securifile.model.servers import HostPort
 from securifile.protocol.connection import PeerIdentity
-from securifile.protocol.tls_layer import TlsInLargePieces, clear_partial_write, tls_in_large_pieces
+from securifile.protocol.openssl import prepare
+from securifile.protocol.tls_layer import TlsInLargePieces, tls_in_large_pieces
 from securifile.protocol.wire import Connector, NotAcceptable
 
 _CHAIN_DEPTH_MAX = 3
@@ -98,7 +99,7 @@ def _context(credentials: Credentials) -> SSL.Context:
     store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN | crypto.X509StoreFlags.X509_STRICT)
     context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, _verified)
     context.set_verify_depth(_CHAIN_DEPTH_MAX)
-    clear_partial_write(context)
+    prepare(context)
     return context
 
 

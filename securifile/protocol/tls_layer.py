@@ -17,10 +17,13 @@ reactor can cut a transfer off within a piece.
 
 While a lane receives, the reactor does not read. It goes on with that in its next round, unless another lane has come by then.
 
-The context must have SSL_MODE_ENABLE_PARTIAL_WRITE cleared (`clear_partial_write`), or one write is one record again.
+A connection that moved large pieces and has been at rest for a second gives back what OpenSSL took for them: whoever is slow, or keeps
+a connection for later, costs a file descriptor and little memory.
 
-This is the one module that knows how Twisted's TLS layer and pyOpenSSL's connection work inside; `tests/protocol/test_tls_layer.py`
-fails when those parts change (known good: Twisted 26.10, pyOpenSSL 26.4).
+The context must be prepared (`openssl.prepare`), or one write is one record again.
+
+This is the one module that knows how Twisted's TLS layer works inside, as `openssl` is for pyOpenSSL; `tests/protocol/test_tls_layer.py`
+fails when those parts change (known good: Twisted 26.10).
 """
 
 from __future__ import annotations
@@ -39,52 +42,26 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from securifile.model.errors import StreamBroken
+from securifile.protocol.openssl import KEEP_LOCK_BYTES_MAX, READ_BYTES_MAX, SCRATCH_BYTES, WRITE_BYTES_MAX, Records, scratch
 
-WRITE_BYTES_MAX = 256 * 1024
-"""Given to OpenSSL at once. Its records in memory stay within the processor's cache; 1 MiB is slower."""
-READ_BYTES_MAX = 256 * 1024
-"""Taken from the socket at once."""
-SCRATCH_BYTES = 320 * 1024
-"""Room for a piece as records: 22 bytes more for each 16 KiB."""
+REST_S = 1.0
+"""So long nothing may move on a connection before its buffers shrink: to make them grow again costs as much as encrypting a mebibyte."""
 
 WAITS_MAX = 64
 """How often a burst may wait for the other end: 4 MiB in the 64 KiB that a system gives and takes at once."""
 WAIT_MS = 2
 """For how long each time. Who needs longer is not worth a thread; asking the reactor costs a tenth of that."""
 
-_library: Any = vars(SSL)["_lib"]
-_ffi: Any = vars(SSL)["_ffi"]
-
-
-def clear_partial_write(context: SSL.Context) -> None:
-    """Make one write of a large buffer one call: pyOpenSSL sets SSL_MODE_ENABLE_PARTIAL_WRITE, which costs a copy for each record."""
-    _library.SSL_CTX_clear_mode(context._context, _library.SSL_MODE_ENABLE_PARTIAL_WRITE)
-
-
-class _Scratch(threading.local):
-    """Memory that OpenSSL writes to and Python reads from: one for each thread, since nothing stays in it."""
-
-    def __init__(self) -> None:
-        self.memory = _ffi.new("char[]", SCRATCH_BYTES)
-        self.view = memoryview(_ffi.buffer(self.memory))
-        self.piece: Any = None
-        self.piece_view = memoryview(b"")
-
-    def room_for_piece(self) -> tuple[Any, memoryview]:
-        """More memory, in which what was received stays until its thread receives again."""
-        if self.piece is None:
-            self.piece = _ffi.new("char[]", READ_BYTES_MAX)
-            self.piece_view = memoryview(_ffi.buffer(self.piece))
-        return self.piece, self.piece_view
-
-
-_scratch = _Scratch()
-
 
 class LargePieces(BufferingTLSTransport):
     """TLS over a transport; over TCP with short ways."""
 
     _tcp: TcpConnection | None = None
+    _made_records: Records | None = None
+    _moved = False
+    """Whether large pieces went by since the last look whether the connection rests."""
+    _look_at_rest: IDelayedCall | None = None
+    """Set while the buffers may be large."""
     _lane: Lane | None = None
     _left = b""
     """Records that a lane made and the socket did not take; nothing may overtake them."""
@@ -116,7 +93,8 @@ class LargePieces(BufferingTLSTransport):
             tcp.stopReading()
             # The round of the reactor that is under way may have found that there is something to read before this was said.
             tcp.doRead = _read_nothing  # type: ignore[method-assign]
-        self._lane = Lane(self, tcp.socket.dup(), self._tlsConnection, receives)
+        self._moves_much()
+        self._lane = Lane(self, tcp.socket.dup(), self._records(), receives)
         return self._lane
 
     def pauseProducing(self) -> None:
@@ -153,11 +131,22 @@ class LargePieces(BufferingTLSTransport):
             super().connectionLost(reason)
             self._tcp = None
             self._do_not_read_on()
+            if self._look_at_rest is not None:
+                self._look_at_rest.cancel()
+                self._look_at_rest = None
 
     def dataReceived(self, octets: bytes) -> None:
         """Bytes from below."""
         with self._turn:
-            super().dataReceived(octets)  # type: ignore[no-untyped-call]
+            if not self._handshakeDone:
+                super().dataReceived(octets)  # type: ignore[no-untyped-call]
+                return
+            if len(octets) > KEEP_LOCK_BYTES_MAX:
+                self._moves_much()
+            self._records().came(octets)
+            if self._appSendBuffer:
+                self._unbufferPendingWrites()  # type: ignore[no-untyped-call]
+            self._flushReceiveBIO()
 
     def abortConnection(self) -> None:
         """Cut it off; a lane gives nothing any more."""
@@ -216,28 +205,55 @@ class LargePieces(BufferingTLSTransport):
             self._write_in_turn(octets)
 
     def _write_in_turn(self, octets: bytes) -> None:
+        if len(octets) > KEEP_LOCK_BYTES_MAX:
+            self._moves_much()
         for start in range(0, len(octets), WRITE_BYTES_MAX):
             if self._lostTLSConnection:
                 return
             piece = octets if len(octets) <= WRITE_BYTES_MAX else memoryview(octets)[start : start + WRITE_BYTES_MAX]
             try:
-                self._tlsConnection.send(piece)
+                self._records().write(piece)
             except SSL.WantReadError:
                 self._bufferedWrite(octets[start:])  # type: ignore[no-untyped-call]
                 return
             except SSL.Error:
                 self._tlsShutdownFinished(Failure())  # type: ignore[no-untyped-call]
                 return
-            self._flushSendBIO()
+            self._flushSendBIO(few=len(piece) <= KEEP_LOCK_BYTES_MAX)
 
-    def _flushSendBIO(self) -> None:
-        """Send the records that OpenSSL has made."""
+    def _records(self) -> Records:
+        """This connection's. Twisted makes the connection, and uses it at once."""
+        if self._made_records is None:
+            self._made_records = Records(self._tlsConnection)
+        return self._made_records
+
+    def _moves_much(self) -> None:
+        self._moved = True
+        if self._look_at_rest is None and self._tcp is not None:
+            self._look_again()
+
+    def _look_again(self) -> None:
+        assert self._tcp is not None
+        reactor: Any = self._tcp.reactor
+        self._look_at_rest = reactor.callLater(REST_S, self._has_it_rested)
+
+    def _has_it_rested(self) -> None:
+        self._look_at_rest = None
+        with self._turn:
+            if self._moved or self._lane is not None:
+                self._moved = False
+                self._look_again()
+            elif self._tlsConnection is not None:
+                self._records().shrink()
+
+    def _flushSendBIO(self, *, few: bool = True) -> None:
+        """Send the records that OpenSSL has made, usually few."""
         with self._turn:
             if self._left:
                 left, self._left = self._left, b""
                 self._leave_to_twisted(left)
-            while (count := seal(self._tlsConnection)) > 0:
-                view = _scratch.view[:count]
+            while (count := self._records().seal(few=few)) > 0:
+                view = scratch.view[:count]
                 sent = send_now(self._tcp.socket, view) if self._tcp is not None and self._is_clear() else 0
                 if sent < count:
                     self._leave_to_twisted(bytes(view[sent:]))
@@ -294,28 +310,15 @@ class LargePieces(BufferingTLSTransport):
 
     def _decrypt(self) -> tuple[bytes, Failure | None]:
         """At most `READ_BYTES_MAX` bytes that were said, and why nothing can come after them, if that is so."""
-        taken = self.decrypt_into(_scratch.memory, READ_BYTES_MAX)
-        return bytes(_scratch.view[:taken]), self._read_end
+        taken = self.decrypt_into(scratch.memory, READ_BYTES_MAX)
+        return bytes(scratch.view[:taken]), self._read_end
 
     def decrypt_into(self, memory: Any, room: int) -> int:
         """Put what was said, as far as its records are here, into `memory`; how many bytes. What ends it is noted in `_read_end`."""
         if self._read_end is not None:
             return 0
-        connection = self._tlsConnection
-        read, ssl, taken = _library.SSL_read, connection._ssl, 0
-        # For each record, 16 KiB.
-        while taken < room:
-            count = read(ssl, memory + taken, room - taken)
-            if count <= 0:
-                try:
-                    connection._raise_ssl_error(ssl, count)
-                except SSL.WantReadError:
-                    pass
-                except SSL.Error:
-                    self._read_end = Failure()
-                break
-            taken += count
-        return int(taken)
+        taken, self._read_end = self._records().read_into(memory, room)
+        return taken
 
 
 def _read_nothing() -> None:
@@ -334,7 +337,7 @@ class Lane:
         received: bytes that were received so far.
     """
 
-    def __init__(self, layer: LargePieces, own_socket: Any, connection: SSL.Connection, receives: bool) -> None:
+    def __init__(self, layer: LargePieces, own_socket: Any, records: Records, receives: bool) -> None:
         """Args:
         own_socket: a descriptor of its own for the same connection: the layer's may be closed, and its number used again, at any time.
         """
@@ -344,7 +347,7 @@ class Lane:
         self.turn = layer._turn
         self._layer: LargePieces | None = layer
         self._socket = own_socket
-        self._connection = connection
+        self._records = records
         self._waits_left = WAITS_MAX
 
     def check_open(self) -> LargePieces:
@@ -362,10 +365,10 @@ class Lane:
         with self.turn:
             layer = self.check_open()
             for piece in pieces:
-                self._connection.send(piece)
+                self._records.write(piece)
                 self.taken += len(piece)
-            while (count := seal(self._connection)) > 0:
-                view = _scratch.view[:count]
+            while (count := self._records.seal()) > 0:
+                view = scratch.view[:count]
                 sent = send_now(self._socket, view) if layer._is_clear() else 0
                 layer._left += view[sent:]
             return layer._is_clear()
@@ -392,7 +395,7 @@ class Lane:
         Raises:
             StreamBroken: the lane is closed.
         """
-        memory, view = _scratch.room_for_piece()
+        memory, view = scratch.room_for_piece()
         taken = 0
         while True:
             with self.turn:
@@ -413,14 +416,14 @@ class Lane:
     def _fill(self) -> int | None:
         """Give OpenSSL what the socket has; how many bytes, 0 at its end, None when there are none now."""
         try:
-            came = self._socket.recv_into(_scratch.view, READ_BYTES_MAX)
+            came = self._socket.recv_into(scratch.view, READ_BYTES_MAX)
         except BlockingIOError:
             return None
         except OSError:
             # Twisted will find out what it is.
             return 0
         if came:
-            _library.BIO_write(self._connection._into_ssl, _scratch.memory, came)
+            self._records.came_to_scratch(came)
         return int(came)
 
     def _may_wait(self) -> bool:
@@ -440,12 +443,6 @@ class Lane:
                 self._socket.close()
                 layer.lane_closed(self.receives)
             return self.taken
-
-
-def seal(connection: SSL.Connection) -> int:
-    """Bring records that OpenSSL has made into this thread's scratch memory; how many bytes, or not above zero when there are none."""
-    count: int = _library.BIO_read(connection._from_ssl, _scratch.memory, SCRATCH_BYTES)
-    return count
 
 
 def send_now(socket: Any, view: memoryview) -> int:
@@ -468,8 +465,8 @@ def tls_in_large_pieces(creator: Any, is_client: bool, factory: Factory, reactor
     """`factory` behind TLS.
 
     Args:
-        creator: an `IOpenSSLServerConnectionCreator` or, for clients, an `IOpenSSLClientConnectionCreator`; its contexts have
-            `clear_partial_write` done.
+        creator: an `IOpenSSLServerConnectionCreator` or, for clients, an `IOpenSSLClientConnectionCreator`; its contexts are prepared
+            (`openssl.prepare`).
     """
     return LargePiecesFactory(creator, is_client, factory, reactor)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ from twisted.internet.interfaces import IReactorFromThreads
 
 from securifile.model.interfaces import IWorker
 from securifile.node.worker import InlineWorker, ThreadWorker
+from securifile.workers import NICENESS
 
 
 def threads_of(threads_max: int) -> ThreadWorker:
@@ -114,3 +117,13 @@ async def test_a_thread_holds_nothing_between_two_jobs(one: ThreadWorker) -> Non
     gone = await ask()
     await one.do(int)
     assert gone() is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priorities of their own")
+@pytest_twisted.ensureDeferred
+async def test_threads_come_after_the_reactors(one: ThreadWorker) -> None:
+    """A thread that moves a gigabyte stands back for the one that answers heartbeats, which keeps its priority."""
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    there = await one.do(os.getpriority, os.PRIO_PROCESS, 0)
+    assert there == min(19, before + NICENESS)
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before

@@ -24,9 +24,10 @@ from twisted.test import iosim
 from zope.interface import implementer
 
 from securifile.model.errors import StreamBroken
+from securifile.protocol.openssl import READ_BYTES_MAX
 from securifile.protocol.sniff import tls_only
 from securifile.protocol.tls import client_context, server_context
-from securifile.protocol.tls_layer import READ_BYTES_MAX, LargePieces, TlsInLargePieces, tls_in_large_pieces
+from securifile.protocol.tls_layer import LargePieces, TlsInLargePieces, tls_in_large_pieces
 from securifile.workers import ThreadWorker
 from tests.protocol.certs import credentials
 
