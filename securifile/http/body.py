@@ -33,13 +33,13 @@ class BodyLane:
         self._over = over
         self._closed = False
 
-    def receive(self) -> memoryview:
-        """What comes next; nothing: the burst is over. The memory is used again for what comes then.
+    def receive(self, bytes_max: int) -> memoryview:
+        """What comes next, at most so much; nothing: the burst is over. The memory is used again for what comes then.
 
         Raises:
             StreamBroken: the connection was taken back, or is gone.
         """
-        piece = self._lane.receive(min(self._missing, READ_BYTES_MAX))
+        piece = self._lane.receive(min(self._missing, READ_BYTES_MAX, bytes_max))
         self._missing -= len(piece)
         return piece
 

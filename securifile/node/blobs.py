@@ -314,24 +314,32 @@ class DiskBlobWriter:
         return detached(self._pour(receive))
 
     async def _pour(self, receive: Callable[[], memoryview]) -> None:
-        await self._until_written(self.received)
+        while self._busy:
+            await self._end_of_job()
+        if self._error is not None:
+            raise self._error
         if not self._taking:
             raise StreamBroken(f"blob {self._attempt} takes no more")
+        gathered = self._take_gathered()
         self._busy = True
         result: int | Failure
         try:
             async with self._pouring:
-                result = await self._worker.do(self._fill, receive, self._written)
-            self.received += result
+                result = await self._worker.do(self._fill, gathered, receive, self._written)
+            self.received += result - len(gathered)
         except Exception:
             result = Failure()
         self._end_job(result)
         if isinstance(result, Failure):
             result.raiseException()
 
-    def _fill(self, receive: Callable[[], memoryview], offset: int) -> int:
+    def others_wait(self) -> bool:
+        """Whether another writer wants a thread to pour, and all that may are taken. Any thread may ask."""
+        return bool(self._pouring.waiting)
+
+    def _fill(self, gathered: bytes, receive: Callable[[], memoryview], offset: int) -> int:
         """In the worker."""
-        filled = 0
+        filled = self._append(gathered, offset) if gathered else 0
         while piece := receive():
             filled += self._append(piece, offset + filled)
         return filled
@@ -415,11 +423,15 @@ class DiskBlobWriter:
     def _begin_job(self) -> None:
         if self._busy or not self._gathered:
             return
+        data = self._take_gathered()
+        self._busy = True
+        self._worker.do(self._append, data, self._written).addBoth(self._end_job)
+
+    def _take_gathered(self) -> bytes:
         data = self._gathered[0] if len(self._gathered) == 1 else b"".join(self._gathered)
         self._gathered = []
         self._gathered_bytes = 0
-        self._busy = True
-        self._worker.do(self._append, data, self._written).addBoth(self._end_job)
+        return data
 
     def _append(self, data: bytes | memoryview, offset: int) -> int:
         """In the worker."""

@@ -25,8 +25,8 @@ class IncomingLane:
         self.received = 0
         """Bytes of the stream that it gave."""
 
-    def receive(self) -> memoryview:
-        """What comes next, at most a frame's content; nothing: the burst is over. The memory is used again for what comes then.
+    def receive(self, bytes_max: int) -> memoryview:
+        """What comes next, at most so much and a frame's content; nothing: the burst is over. The memory is used again for what comes then.
 
         Raises:
             StreamBroken: the connection was taken back, or is gone.
@@ -34,7 +34,8 @@ class IncomingLane:
         connection = self._wire.connection
         while not self._events:
             in_data = connection.data_missing
-            piece = self._lane.receive(min(connection.wanted_bytes, READ_BYTES_MAX))
+            # A sender that has begun a burst goes on with it; how long it is until its next one nobody knows.
+            piece = self._lane.receive(min(connection.wanted_bytes, READ_BYTES_MAX, bytes_max), patient=self.received > 0)
             if not piece:
                 break
             with self._lane.turn:

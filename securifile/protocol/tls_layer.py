@@ -51,6 +51,8 @@ WAITS_MAX = 64
 """How often a burst may wait for the other end: 4 MiB in the 64 KiB that a system gives and takes at once."""
 WAIT_MS = 2
 """For how long each time. Who needs longer is not worth a thread; asking the reactor costs a tenth of that."""
+PATIENCE_WAITS = 10
+"""So many waits in one are spent on another server that is in the middle of a burst: it waits for a core."""
 
 
 class LargePieces(BufferingTLSTransport):
@@ -388,9 +390,12 @@ class Lane:
             if not waiting.poll(WAIT_MS):
                 return False
 
-    def receive(self, count: int) -> memoryview:
+    def receive(self, count: int, *, patient: bool = False) -> memoryview:
         """What the other end says next, `count` bytes (at most `READ_BYTES_MAX`) or, when it makes a pause, fewer. With none the burst
         is over. The memory is the thread's, and used again for what it receives next.
+
+        Args:
+            patient: whether more is to be expected after a longer pause, too.
 
         Raises:
             StreamBroken: the lane is closed.
@@ -409,7 +414,7 @@ class Lane:
                 if come == 0 or (come is None and not self._may_wait()):
                     break
                 waiting = None if come else self._poll(select.POLLIN)
-            if waiting is not None and not waiting.poll(WAIT_MS):
+            if waiting is not None and not (waiting.poll(WAIT_MS) or (patient and self._wait_on(waiting))):
                 break
         return view[:taken]
 
@@ -426,9 +431,12 @@ class Lane:
             self._records.came_to_scratch(came)
         return int(came)
 
-    def _may_wait(self) -> bool:
-        self._waits_left -= 1
+    def _may_wait(self, waits: int = 1) -> bool:
+        self._waits_left -= waits
         return self._waits_left >= 0
+
+    def _wait_on(self, waiting: Any) -> bool:
+        return self._may_wait(PATIENCE_WAITS) and bool(waiting.poll(PATIENCE_WAITS * WAIT_MS))
 
     def _poll(self, event: int) -> Any:
         waiting = select.poll()

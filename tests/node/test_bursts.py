@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import attrs
 import pytest
@@ -22,15 +23,16 @@ from securifile.model.errors import Refusal, StreamBroken
 from securifile.model.ids import AttemptId, EntryId
 from securifile.model.servers import HostPort
 from securifile.node.blobs import POURING_MAX, DiskBlobs
-from securifile.node.bursts import BURST_BYTES, Burst, take_in
+from securifile.node.bursts import BURST_BYTES, BURST_BYTES_MAX, Burst, take_in
 from securifile.node.fanout import Fanout
 from securifile.node.peer_blobs import PeerBlobs
 from securifile.protocol.bulk import BulkPool
-from securifile.protocol.connection import FEATURES, VOUCHED
+from securifile.protocol.connection import FEATURES, VOUCHED, Connection, Purpose, Side
+from securifile.protocol.lanes import IncomingLane
 from securifile.protocol.messages import BlobSent, StoreBlob
 from securifile.protocol.sniff import tls_only
 from securifile.protocol.tls import CurrentCredentials, identify, tls_connector, tls_factory, uri_of
-from securifile.protocol.tls_layer import WAIT_MS
+from securifile.protocol.tls_layer import WAIT_MS, Lane
 from securifile.protocol.transport import ControlAndBulkFactory
 from securifile.workers import ThreadWorker
 from tests.protocol.certs import credentials
@@ -55,10 +57,15 @@ class FakeLane:
         self.gone_after = gone_after
         self.closed = False
 
-    def receive(self) -> memoryview:
+    def receive(self, bytes_max: int) -> memoryview:
         if self.closed:
             raise StreamBroken("taken back")
-        return memoryview(self.pieces.pop(0) if self.pieces else b"")
+        if not self.pieces:
+            return memoryview(b"")
+        piece = self.pieces.pop(0)
+        if len(piece) > bytes_max:
+            self.pieces.insert(0, piece[bytes_max:])
+        return memoryview(piece)[:bytes_max]
 
     def take(self, piece: memoryview) -> bool:
         if len(self.taken) + len(piece) > self.gone_after:
@@ -88,9 +95,27 @@ def test_every_receiver_gets_every_piece() -> None:
 
 
 def test_a_burst_is_bounded() -> None:
-    """After some mebibytes others get their turn, however much there is."""
-    burst = Burst(FakeLane([bytes(PIECE)] * 100), [], [])
+    """After some mebibytes others get their turn, if they wait for it, and else the reactor, however much there is."""
+    source = FakeLane([bytes(PIECE)] * 200)
+    burst = Burst(source, [], [], 0, lambda: True)
     assert len(through(burst)) == burst.received == BURST_BYTES
+    assert len(through(Burst(source, [], []))) == BURST_BYTES_MAX
+
+
+def test_a_burst_makes_way_for_others() -> None:
+    """When others begin to wait it goes on to the next place where bursts end, and no further."""
+    waiting = iter([False, False, True])
+    burst = Burst(FakeLane([bytes(PIECE)] * 200), [], [], 1000, lambda: next(waiting))
+    assert len(through(burst)) == 3 * BURST_BYTES - 1000
+
+
+def test_bursts_end_at_the_same_places_of_a_blob() -> None:
+    """Wherever they begin, the origin's and the replicas': else a replica's thread would wait for what comes only with the next burst."""
+    source = FakeLane([bytes(PIECE)] * 100)
+    assert len(through(Burst(source, [], [], 3 * BURST_BYTES + 1000, lambda: True))) == BURST_BYTES - 1000
+    assert len(through(Burst(source, [], [], 4 * BURST_BYTES, lambda: True))) == BURST_BYTES
+    source = FakeLane([bytes(PIECE)] * 200)
+    assert len(through(Burst(source, [], [], 1000))) == BURST_BYTES_MAX - 1000
 
 
 def test_a_receiver_without_room_ends_the_burst() -> None:
@@ -115,6 +140,38 @@ def test_a_source_that_is_taken_back_ends_it() -> None:
     assert through(Burst(source, [], [])) == b""
 
 
+class Below:
+    """As `tls_layer.Lane`: what another server says next."""
+
+    def __init__(self, said: bytes) -> None:
+        self.turn = nullcontext()
+        self.patient: list[bool] = []
+        self._said = said
+
+    def check_open(self) -> None:
+        pass
+
+    def receive(self, count: int, *, patient: bool) -> memoryview:
+        self.patient.append(patient)
+        piece, self._said = self._said[:count], self._said[count:]
+        return memoryview(piece)
+
+
+def test_a_server_is_waited_for_in_the_middle_of_a_burst() -> None:
+    """Not before its first byte: nobody knows when it has its next one."""
+    sender, receiver = Connection(Side.CLIENT, N2, Purpose.BULK), Connection(Side.SERVER, N1)
+    receiver.receive(sender.hello())
+    sender.receive(receiver.accept())
+    receiver.receive(sender.request(REQUEST)[1])
+    below = Below(sender.data(b"abc") + sender.data(b"defg"))
+    wire: Any = SimpleNamespace(connection=receiver)
+    lane = IncomingLane(wire, cast(Lane, below))
+    assert [bytes(lane.receive(most)) for most in (100, 2, 100, 100)] == [b"abc", b"de", b"fg", b""]
+    # Headers and contents take turns; a header that does not come is the last.
+    assert below.patient[:2] == [False, False]
+    assert all(below.patient[2:])
+
+
 @attrs.define
 class Body:
     """A request's body that comes by lanes, after its first piece. It is its own lane."""
@@ -129,8 +186,9 @@ class Body:
     def lane(self) -> Body | None:
         return self if self.rest else None
 
-    def receive(self) -> memoryview:
-        data, self.rest = self.rest[:PIECE], self.rest[PIECE:]
+    def receive(self, bytes_max: int) -> memoryview:
+        count = min(PIECE, bytes_max)
+        data, self.rest = self.rest[:count], self.rest[count:]
         self.poured += len(data)
         return memoryview(data)
 
@@ -181,11 +239,13 @@ async def test_few_threads_take_uploads_in_at_once(tmp_path: Path, worker: Threa
     writers = [await blobs.begin(AttemptId(bytes([number]) * 16), DigestAlgorithm.SHA256) for number in range(8)]
     inside: list[int] = []
     most: list[int] = []
+    waited: list[bool] = []
 
     def slow(number: int, pieces: list[bytes]) -> memoryview:
         if number not in inside:
             inside.append(number)
         most.append(len(inside))
+        waited.append(writers[number].others_wait())
         piece = pieces.pop(0) if pieces else b""
         if not piece:
             inside.remove(number)
@@ -194,6 +254,8 @@ async def test_few_threads_take_uploads_in_at_once(tmp_path: Path, worker: Threa
     pours = [writer.pour(partial(slow, number, [bytes(PIECE)] * 8)) for number, writer in enumerate(writers)]
     await gatherResults(pours)
     assert max(most) <= POURING_MAX
+    assert any(waited)
+    assert not writers[0].others_wait()
     assert [writer.received for writer in writers] == [8 * PIECE] * 8
     for writer in writers:
         await writer.abandon()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -27,7 +28,7 @@ from securifile.model.errors import StreamBroken
 from securifile.protocol.openssl import READ_BYTES_MAX
 from securifile.protocol.sniff import tls_only
 from securifile.protocol.tls import client_context, server_context
-from securifile.protocol.tls_layer import LargePieces, TlsInLargePieces, tls_in_large_pieces
+from securifile.protocol.tls_layer import PATIENCE_WAITS, WAITS_MAX, LargePieces, TlsInLargePieces, tls_in_large_pieces
 from securifile.workers import ThreadWorker
 from tests.protocol.certs import credentials
 
@@ -479,6 +480,10 @@ async def test_a_thread_does_not_wait_for_a_slow_sender(thread: Thread) -> None:
         await spoken(server, client)
         receiving = Receiving(thread)
         assert await receiving.burst(server, 100) == 0
+        lane = server.to.lane(receives=True)
+        for _ in range(2 * WAITS_MAX // PATIENCE_WAITS):
+            assert await thread.worker.do(partial(lane.receive, 100, patient=True)) == b"", "patience is bounded, too"
+        lane.close()
         client.to.write(b"later")
         await server.until(lambda: server.got == b"hellolater")
 
