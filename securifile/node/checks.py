@@ -16,9 +16,10 @@ from typing import Any
 from securifile.model.ids import AttemptId
 from securifile.node.index import Index
 from securifile.protocol.messages import CheckedCopy
+from securifile.sql.dialects import insert_rows
 
 SLICE = 500
-"""Copies looked at in one go: two milliseconds."""
+"""Copies looked at or written down in one go: two milliseconds."""
 
 
 class Checks:
@@ -42,12 +43,10 @@ class Checks:
             return
 
         async def write(sql: Any) -> None:
-            for attempt, at in fresh.items():
-                await sql.execute(
-                    "INSERT INTO checks (attempt, at, told) VALUES (:attempt, :at, FALSE)"
-                    " ON CONFLICT (attempt) DO UPDATE SET at = excluded.at, told = FALSE",
-                    {"attempt": attempt.value, "at": at},
-                )
+            rows = [(attempt.value, at, False) for attempt, at in fresh.items()]
+            for start in range(0, len(rows), SLICE):
+                again = " ON CONFLICT (attempt) DO UPDATE SET at = excluded.at, told = FALSE"
+                await sql.execute(*insert_rows("checks", ("attempt", "at", "told"), rows[start : start + SLICE], again))
 
         try:
             await self._index.transact("keep checks", write)

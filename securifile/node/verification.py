@@ -25,8 +25,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from securifile.model.errors import Code, DeadlineExceeded, PeerUnreachable, Refusal
-from securifile.model.facts import File
-from securifile.model.ids import AttemptId
+from securifile.model.facts import Fact, File
+from securifile.model.ids import AttemptId, EntryId
 from securifile.model.proofs import BadCopy, Proof, Reading, Report, Verdict
 from securifile.model.settings import ClusterSettings
 from securifile.model.verification import judge, vouches
@@ -71,6 +71,14 @@ class _Judged:
     reason: str
 
 
+@attrs.frozen
+class _Batch:
+    """Files that are asked for together, as they were in the index when it had learned so much."""
+
+    files: Sequence[File]
+    learned: int
+
+
 def _batches(files: Sequence[directory.Held]) -> list[list[directory.Held]]:
     batches: list[list[directory.Held]] = []
     size = 0
@@ -112,12 +120,18 @@ class Verification:
         self._own_copy_bad = own_copy_bad
         self._checked = checked
         self._readings = Readings(blobs)
+        self._learned = 0
+        """Facts that the index was told of: as long as there is none, what it said of files is what it says now."""
+        index.listen(self._learn)
         self._prover = Prover(index=index, readings=self._readings, checked=checked)
 
     @property
     def handlers(self) -> Handlers:
         """What others ask."""
         return {m.Verify: self._verify, m.Challenge: self._prove}
+
+    def _learn(self, fact: Fact) -> None:
+        self._learned += 1
 
     async def _prove(self, peer: Peer, asked: m.Challenge) -> m.Proofs:
         return await self._prover.answer(asked)
@@ -154,7 +168,7 @@ class Verification:
                     unheard = isinstance(error, DeadlineExceeded) and asked.subject != self._name
                     break
                 judged += len(found)
-                for file, one in zip(batch, found, strict=True):
+                for file, one in zip(batch.files, found, strict=True):
                     own_bad += one.own_bad
                     if one.own_bad:
                         self._own_copy_bad(file.version.attempt, "found rotten while another node was verified")
@@ -197,19 +211,28 @@ class Verification:
             after = page[-1].file.value
             await deferLater(self._clock, 0)
 
-    async def _current(self, asked: m.Verify, listed: Sequence[directory.Held]) -> list[File]:
+    async def _current(self, asked: m.Verify, listed: Sequence[directory.Held]) -> _Batch:
         """What one of the two does not hold any more since the list was made is nobody's to prove."""
+        learned = self._learned
         current = await directory.files(self._index.sql, [held.file.value for held in listed])
-        return [file for file in current if {self._name, asked.subject} <= set(file.version.holders)]
+        return _Batch([file for file in current if {self._name, asked.subject} <= set(file.version.holders)], learned)
 
-    async def _judged(self, asked: m.Verify, files: Sequence[File], proofs: Sequence[Proof], whole: bool) -> list[_Judged]:
+    async def _now(self, batch: _Batch) -> dict[EntryId, File]:
+        """What the index says of a batch now."""
+        files: Sequence[File] = batch.files
+        if batch.learned != self._learned:
+            files = await directory.files(self._index.sql, [file.id.value for file in files])
+        return {file.id: file for file in files}
+
+    async def _judged(self, asked: m.Verify, batch: _Batch, proofs: Sequence[Proof], whole: bool) -> list[_Judged]:
         """Judge the answers by what is on the own disk.
 
         Where both copies are sound in themselves and differ, both sides read the file whole, with the recorded digest, before anybody is
         blamed.
         """
+        files = batch.files
         owns = await self._own(asked, files, proofs, whole)
-        now = {file.id: file for file in await directory.files(self._index.sql, [file.id.value for file in files])}
+        now = await self._now(batch)
         found = []
         for file, proof, own in zip(files, proofs, owns, strict=True):
             verdict, own_bad = self._judge(asked, file, proof, own, now.get(file.id), whole)
@@ -318,7 +341,7 @@ class _Ahead:
     def __init__(
         self,
         files: Sequence[directory.Held],
-        current: Callable[[Sequence[directory.Held]], Awaitable[Sequence[File]]],
+        current: Callable[[Sequence[directory.Held]], Awaitable[_Batch]],
         proofs: Callable[[Sequence[File], int], Coroutine[Any, Any, list[Proof]]],
     ) -> None:
         """Args:
@@ -328,20 +351,21 @@ class _Ahead:
         self._left = deque(_batches(files))
         self._current = current
         self._proofs = proofs
-        self._asked: deque[tuple[Sequence[File], Deferred[list[Proof]]]] = deque()
+        self._asked: deque[tuple[_Batch, Deferred[list[Proof]]]] = deque()
 
-    async def next(self) -> tuple[Sequence[File], list[Proof]] | None:
+    async def next(self) -> tuple[_Batch, list[Proof]] | None:
         """The next batch; None after the last."""
         while self._left and len(self._asked) < AHEAD:
-            if batch := await self._current(self._left.popleft()):
-                before = sum(_bytes(files) for files, _ in self._asked)
-                self._asked.append((batch, Deferred.fromCoroutine(self._proofs(batch, before))))
+            batch = await self._current(self._left.popleft())
+            if batch.files:
+                before = sum(_bytes(other.files) for other, _ in self._asked)
+                self._asked.append((batch, Deferred.fromCoroutine(self._proofs(batch.files, before))))
         if not self._asked:
             return None
-        files, asking = self._asked[0]
+        batch, asking = self._asked[0]
         proofs = await asking
         self._asked.popleft()
-        return files, proofs
+        return batch, proofs
 
     def stop(self) -> None:
         """No other batch is wanted."""
