@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred
@@ -31,6 +31,8 @@ from securifile.model.ids import BEGINNING, Position
 from securifile.model.roster import Roster
 from securifile.protocol import messages as m
 from securifile.protocol.rpc import Peer
+
+T = TypeVar("T")
 
 FACTS_MAX = 500
 """In one message. The largest fact is some kilobytes, the usual one a few hundred bytes: well below a frame of 1 MiB."""
@@ -156,16 +158,16 @@ class Followers:
         return tuple(name for name in self._roster.running if name in self._followers and self._knows(name, position))
 
     def _knows(self, name: str, position: Position) -> bool:
-        reached = self._followers[name].reached
-        return reached.epoch == position.epoch and reached >= position
+        return _covers(self._followers[name].reached, position)
 
     def _ignorant(self, position: Position) -> bool:
         """Whether a running node that follows here does not know of a commit."""
         return any(name in self._followers and not self._knows(name, position) for name in self._roster.running)
 
     def _satisfy(self) -> None:
+        reached = [self._followers[name].reached for name in self._roster.running if name in self._followers]
         for position, everybody in list(self._curious):
-            if not everybody.called and not self._ignorant(position):
+            if not everybody.called and all(_covers(one, position) for one in reached):
                 everybody.callback(None)
 
     def lost(self, name: str) -> None:
@@ -282,13 +284,26 @@ class Followers:
             oldest = self._recent[0][0]
             skipped = position.revision + 1 - oldest.revision
             if oldest.epoch == position.epoch and skipped >= 0:
-                return _some(change for _, change in islice(self._recent, skipped, None))
+                return _some(change for _, change in _from(self._recent, skipped))
         if position >= self._ledger.position:
             return ()
         found = await self._ledger.changes_after(position, READ_MAX)
         if found and found[0].revision != position.revision + 1:
             return ()
         return _some(found)
+
+
+def _covers(reached: Position, position: Position) -> bool:
+    """Whether what was reached is in the same life of the catalogue, and as far."""
+    return reached.epoch == position.epoch and reached.revision >= position.revision
+
+
+def _from(things: deque[T], skipped: int) -> Iterable[T]:
+    """All but the first `skipped`, found from the nearer end: mostly the last few of thousands are wanted."""
+    left = len(things) - skipped
+    if left < skipped:
+        return reversed(list(islice(reversed(things), max(0, left))))
+    return islice(things, skipped, None)
 
 
 def _some(changes: Iterable[Change]) -> list[Change]:

@@ -10,6 +10,7 @@ the duty (`admin/duties.py`).
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import attrs
@@ -127,12 +128,14 @@ class Repair:
         """Plan what is most urgent. A chore."""
         stuck = self._stuck()
         asked, urgent, some, coming = await self._ledger.database.read(lambda sql: self._candidates(sql, stuck))
+        # The same for all of them, and each asks several times for each of its copies.
+        holding_of = cache(self.holding_of)
         files = {file.id: file for file in (*urgent, *some)}
         room = self._room()
         changing: list[EntryId] = []
         put_off: set[EntryId] = set()
-        for file in sorted(files.values(), key=lambda file: (worth(file.version, self.holding_of).readable, file.id)):
-            copies = self._plan(file, room, stuck)
+        for file in sorted(files.values(), key=lambda file: (worth(file.version, holding_of).readable, file.id)):
+            copies = self._plan(file, room, stuck, holding_of)
             if copies is None:
                 continue
             made = len({copy.node for copy in copies} - {copy.node for copy in file.version.copies})
@@ -147,10 +150,10 @@ class Repair:
         for first in range(0, len(changing), CHANGED_MAX):
             await self._change(changing[first : first + CHANGED_MAX], room, stuck)
 
-    def _plan(self, file: File, room: Mapping[str, int], stuck: Stuck) -> tuple[Copy, ...] | None:
+    def _plan(self, file: File, room: Mapping[str, int], stuck: Stuck, holding_of: Callable[[str], Holding]) -> tuple[Copy, ...] | None:
         wanted = self._roster.settings.copies_wanted
         nodes = [node for node, attempt in stuck.get(file.id, {}).items() if attempt == file.version.attempt]
-        return plan(file.version, wanted, holding_of=self.holding_of, room=room, below=self._below, stuck=nodes)
+        return plan(file.version, wanted, holding_of=holding_of, room=room, below=self._below, stuck=nodes)
 
     async def _candidates(self, sql: Any, stuck: Stuck) -> tuple[list[EntryId], list[File], list[File], Coming]:
         holders = {node: self.holding_of(node) for node in await directory.holders(sql)}
@@ -218,7 +221,7 @@ class Repair:
             if not await self._may(sql):
                 return Decision(facts=(), answer=None)
             for file in await directory.files(sql, [id_.value for id_ in ids]):
-                copies = self._plan(file, room, stuck)
+                copies = self._plan(file, room, stuck, self.holding_of)
                 if copies is not None:
                     facts.append(attrs.evolve(file, version=attrs.evolve(file.version, copies=copies)))
             return Decision(facts=tuple(facts), answer=None)

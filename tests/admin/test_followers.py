@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -405,3 +406,11 @@ def test_a_message_is_of_moderate_size() -> None:
     many = [Change(revision=number, facts=(fact,) * (FACTS_MAX // 2)) for number in range(5)]
     assert len(module._some(iter(many))) == 2
     assert len(module._some([Change(revision=1, facts=(fact,) * (FACTS_MAX * 3)), *many])) == 1
+
+
+@pytest.mark.parametrize("count", range(6))
+def test_the_rest_of_a_queue_is_found_from_either_end(count: int) -> None:
+    """What follows is the same, and in order, wherever it begins; beyond the end there is nothing."""
+    things = deque(range(count))
+    for skipped in range(8):
+        assert list(module._from(things, skipped)) == list(range(count))[skipped:]
