@@ -26,7 +26,7 @@ from securifile.node.cluster_time import ClusterTime
 from securifile.node.index import Index
 from securifile.node.locks import Granter, Locks
 from securifile.protocol import messages as m
-from securifile.protocol.connection import PeerIdentity
+from securifile.protocol.connection import UNLOCKING, PeerIdentity
 from securifile.protocol.heartbeats import Heartbeats
 from securifile.protocol.rpc import Handlers, Link, Peer
 from securifile.protocol.spreading import Spreading
@@ -104,8 +104,15 @@ class Cluster:
         )
         self.heartbeats.on_answer = self._answered
         self.locks = Locks(
-            clock=clock, roster=self.roster, name=name, granter=self.granter, ask=self.ask, is_doubtful=self.heartbeats.is_doubtful
+            clock=clock,
+            roster=self.roster,
+            name=name,
+            granter=self.granter,
+            ask=self.ask,
+            is_doubtful=self.heartbeats.is_doubtful,
+            is_unlocking=self._is_unlocking,
         )
+        index.listen(self.granter.learn)
         self.spreading = Spreading(clock=clock, roster=self.roster, name=name, ask=self.ask, here=self._here)
         index.listen(self._learn)
 
@@ -152,6 +159,10 @@ class Cluster:
     def link(self, name: str) -> Link | None:
         """The link to another server."""
         return self._links.get(name)
+
+    def _is_unlocking(self, name: str) -> bool:
+        link = self._links.get(name)
+        return link is not None and link.peer is not None and UNLOCKING in link.peer.features
 
     @property
     def admins(self) -> list[str]:

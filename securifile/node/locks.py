@@ -7,7 +7,7 @@ than half of the running ones granted. A refusal frees what was taken.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredList
@@ -15,8 +15,9 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from securifile.model.errors import Code, DeadlineExceeded, PeerUnreachable, Refusal
+from securifile.model.facts import Fact, File
 from securifile.model.ids import AttemptId
-from securifile.model.leases import Lease, LeaseTable
+from securifile.model.leases import Lease, LeaseTable, new_path_key
 from securifile.model.roster import Roster
 from securifile.protocol.heartbeats import Ask
 from securifile.protocol.messages import LeaseAnswer, LeaseAsk, LeaseRelease
@@ -56,6 +57,12 @@ class Granter:
         """Forget a lease."""
         self._table.release(key, attempt)
 
+    def learn(self, fact: Fact) -> None:
+        """A committed version ends the lease of its attempt, which had the file locked, or the place where it was to be."""
+        if isinstance(fact, File):
+            for key in (fact.id.value, new_path_key(fact.parent, fact.name)):
+                self._table.release(key, fact.version.attempt)
+
     def holder(self, key: bytes) -> tuple[Lease, float] | None:
         """Who holds it, and for how many seconds still."""
         now = self._clock.seconds()
@@ -83,6 +90,8 @@ class Lock:
         self._locks = locks
         self._asked = asked
         self._granted_by = granted_by
+        self._answered = frozenset(granted_by)
+        """Those who have answered the last question: no grant of theirs is still on its way."""
         self._until = until
         self._released = False
         self._renewing = False
@@ -107,7 +116,8 @@ class Lock:
 
     async def _extend(self) -> None:
         asked_at = self._locks.clock.seconds()
-        await self._locks.renew(self._asked, self._granted_by)
+        self._answered = frozenset()
+        self._answered = await self._locks.renew(self._asked, self._granted_by)
         self._until = asked_at + self._asked.duration_s
 
     async def confirm(self) -> None:
@@ -119,12 +129,17 @@ class Lock:
         if self._locks.clock.seconds() >= self._until:
             await self._extend()
 
-    def release(self) -> None:
-        """Unlock; the others are told in the background, and forget by themselves if they do not hear it."""
+    def release(self, known_by: Collection[str] = ()) -> None:
+        """Unlock; the others are told in the background, and forget by themselves if they do not hear it. A second time is harmless.
+
+        Args:
+            known_by: servers that have heard of this attempt's commit: those who forget its lease by that are not told.
+        """
         if not self._released:
             self._released = True
             self._timer.cancel()
-            self._locks.give_back(self._granted_by, self._asked)
+            # One that has not answered may still grant it, after it has heard of the commit.
+            self._locks.give_back(self._granted_by, self._asked, self._answered.intersection(known_by))
 
 
 class Locks:
@@ -133,14 +148,26 @@ class Locks:
     _log = Logger()
 
     def __init__(
-        self, *, clock: IReactorTime, roster: Roster, name: str, granter: Granter, ask: Ask, is_doubtful: Callable[[str], bool]
+        self,
+        *,
+        clock: IReactorTime,
+        roster: Roster,
+        name: str,
+        granter: Granter,
+        ask: Ask,
+        is_doubtful: Callable[[str], bool],
+        is_unlocking: Callable[[str], bool],
     ) -> None:
+        """Args:
+        is_unlocking: whether a server forgets an attempt's lease by itself when it hears of the commit.
+        """
         self.clock = clock
         self._roster = roster
         self._name = name
         self._granter = granter
         self._ask = ask
         self._is_doubtful = is_doubtful
+        self._is_unlocking = is_unlocking
 
     def take(self, key: bytes, attempt: AttemptId, person: str, first: str) -> Deferred[Lock]:
         """Lock `key` on every running server, asking `first` before the others.
@@ -165,8 +192,11 @@ class Locks:
             raise
         return Lock(self, asked, granted, asked_at + asked.duration_s)
 
-    async def renew(self, asked: LeaseAsk, names: set[str]) -> None:
+    async def renew(self, asked: LeaseAsk, names: set[str]) -> frozenset[str]:
         """Have a lease for another term, from those that granted it and every other running server; adds them to `names`.
+
+        Returns:
+            Who granted it now.
 
         Raises:
             Refusal: as `take`. Nothing is given back: the lock is its holder's to release.
@@ -176,6 +206,7 @@ class Locks:
         self._judge(await self.ask_all(sorted(names.union(running)), asked), granted)
         names.update(granted)
         self._check_enough(granted.intersection(running), running)
+        return frozenset(granted)
 
     @staticmethod
     def _check_enough(granted: set[str], running: list[str]) -> None:
@@ -219,10 +250,15 @@ class Locks:
             return own
         return self._ask(name, asked, SILENCE_S)
 
-    def give_back(self, names: set[str], asked: LeaseAsk) -> None:
-        """Release at `names`, and at every other node too: one whose grant came too late holds it as well."""
+    def give_back(self, names: set[str], asked: LeaseAsk, heard: Collection[str] = ()) -> None:
+        """Release at `names`, and at every other node too: one whose grant came too late holds it as well.
+
+        Args:
+            heard: who of them has heard of the commit since: such are told only if they do not forget it by that.
+        """
         self._granter.release(asked.key, asked.attempt)
-        for name in sorted({*names, *self._roster.running} - {self._name}):
+        forgotten = {self._name, *filter(self._is_unlocking, heard)}
+        for name in sorted({*names, *self._roster.running} - forgotten):
             telling = self._ask(name, LeaseRelease(key=asked.key, attempt=asked.attempt), SILENCE_S)
             telling.addErrback(lambda failure: failure.trap(DeadlineExceeded, PeerUnreachable, Refusal, CancelledError))
             telling.addErrback(lambda failure: self._log.failure("a lease could not be given back", failure))

@@ -148,6 +148,8 @@ class Uploads:
             if fixed.lock != plan.lock:
                 raise Refusal(Code.CONFLICT, "Someone else created or deleted this path at the same time. Look at it, then upload again.")
             committed = await self._make(request, access, fixed, asked, attempt, lock)
+            if committed.attempt == attempt:
+                lock.release(committed.known_by)
         finally:
             self.under_way.discard(attempt)
             lock.release()

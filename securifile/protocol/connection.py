@@ -35,7 +35,9 @@ WHOLE = "whole"
 """The feature: takes `StoreBlobs`. A server that does not know it is given one stream after the other."""
 VOUCHED = "vouched"
 """The feature: takes the digest of a blob from the end of its stream. A server that does not know it computes the digest."""
-FEATURES = frozenset({RESUMABLE, WHOLE, VOUCHED})
+UNLOCKING = "unlocking"
+"""The feature: forgets an attempt's lease when its index hears of the commit. A server that does not know it has to be told."""
+FEATURES = frozenset({RESUMABLE, WHOLE, VOUCHED, UNLOCKING})
 """Optional abilities of this release."""
 
 _ID = struct.Struct(">I")

@@ -87,7 +87,7 @@ class LeaseLook:
 
 @attrs.frozen(kw_only=True)
 class LeaseRelease:
-    """The attempt has ended; forget its lease."""
+    """The attempt has ended; forget its lease. Not sent to who has the feature `unlocking`, and has heard of the attempt's commit."""
 
     key: bytes
     attempt: AttemptId

@@ -105,6 +105,11 @@ class Peer:
         """Whether the connection is up, as far as is known."""
         return self._wire.usable
 
+    @property
+    def features(self) -> frozenset[str]:
+        """The optional abilities that both ends have."""
+        return self._wire.connection.features
+
     def ask(self, message: Message, timeout_s: float) -> Deferred[Any]:
         """Ask and wait for the answer. Cancelling the Deferred tells the other end that the answer is not wanted.
 

@@ -10,8 +10,12 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
+from securifile.model.digests import DigestAlgorithm
+from securifile.model.entries import Copy, Version
 from securifile.model.errors import Code, Refusal
-from securifile.model.ids import AttemptId
+from securifile.model.facts import File
+from securifile.model.ids import AttemptId, EntryId
+from securifile.model.leases import new_path_key
 from securifile.model.roster import Roster
 from securifile.model.servers import Status
 from securifile.node.locks import SILENCE_S, Granter, Lock, Locks
@@ -19,6 +23,7 @@ from securifile.protocol.messages import Done, LeaseAnswer, LeaseAsk, LeaseRelea
 from tests.protocol.asking import FakeAsk, roster_of, server
 
 KEY = b"k" * 16
+FILE, FOLDER = EntryId(b"f" * 16), EntryId(b"d" * 16)
 A, B = AttemptId(b"a" * 16), AttemptId(b"b" * 16)
 LEASE_S = 9.0
 
@@ -31,6 +36,7 @@ class World:
         self.roster = roster or roster_of(*(server(f"n{number}") for number in range(1, count + 1)), lease_s=LEASE_S)
         self.ask = FakeAsk(self.clock)
         self.doubtful: set[str] = set()
+        self.unlocking: set[str] = set()
         self.granters = {name: Granter(self.clock) for name in self.roster.nodes}
         self.locks = self.locks_of("n1")
         for name in self.roster.nodes:
@@ -44,6 +50,7 @@ class World:
             granter=self.granters[name],
             ask=self.ask,
             is_doubtful=self.doubtful.__contains__,
+            is_unlocking=self.unlocking.__contains__,
         )
 
     def table(self, name: str) -> Any:
@@ -75,6 +82,21 @@ class World:
 
     def asked(self, kind: type) -> list[str]:
         return [question.name for question in self.ask.asked if isinstance(question.message, kind)]
+
+
+def file_of(attempt: AttemptId) -> File:
+    """A file that this attempt has made a version of."""
+    version = Version(
+        number=1,
+        attempt=attempt,
+        size=1,
+        digest=b"",
+        algorithm=DigestAlgorithm.SHA256,
+        committed_at=0.0,
+        committed_by="bob",
+        copies=(Copy(node="n1", priority=0, durable=True),),
+    )
+    return File(id=FILE, owner="bob", parent=FOLDER, name="report.pdf", created_at=0.0, version=version)
 
 
 def refusal(outcome: list[Any]) -> Refusal:
@@ -304,6 +326,53 @@ def test_a_bug_in_an_answer_is_not_taken_for_silence() -> None:
     [failure] = world.take()
     assert failure.check(KeyError)
     assert world.holders() == {}
+
+
+def test_who_has_heard_of_the_commit_need_not_be_told_that_the_file_is_unlocked() -> None:
+    """It has forgotten the lease by itself. Who has not heard of it, or does not do that, is told."""
+    world = World()
+    world.unlocking.update(["n2", "n3"])
+    [lock] = world.take()
+    lock.release(["n1", "n2", "n4"])
+    assert world.asked(LeaseRelease) == ["n3", "n4"]
+
+
+def test_who_did_not_answer_is_told_that_the_file_is_unlocked() -> None:
+    """Its grant may come after it has heard of the commit: when it was silent at first, at the last renewal, or when that is under way."""
+    world = World()
+    world.unlocking.update(world.roster.nodes)
+    world.silence("n2")
+    outcome = world.take()
+    world.clock.advance(SILENCE_S)
+    world.ask.rules["n2"] = world.table("n2")
+    [lock] = outcome
+    lock.release(["n1", "n2", "n3", "n4"])
+    assert world.asked(LeaseRelease) == ["n2"]
+
+    for waited_s in (SILENCE_S, SILENCE_S / 2):
+        world = World()
+        world.unlocking.update(world.roster.nodes)
+        [lock] = world.take()
+        world.silence("n2")
+        world.clock.advance(LEASE_S / 3)
+        world.clock.advance(waited_s)
+        lock.release(["n1", "n2", "n3", "n4"])
+        told = world.asked(LeaseRelease)
+        assert "n2" in told
+        assert (told == ["n2"]) == (waited_s == SILENCE_S)
+
+
+@pytest.mark.parametrize("key", [FILE.value, new_path_key(FOLDER, "report.pdf")])
+def test_a_commit_ends_the_lease_of_its_attempt(key: bytes) -> None:
+    """Of the file, or of the place where it was to be; not that of the next attempt, nor one of another file."""
+    granter = Granter(Clock())
+    committed = file_of(A)
+    for attempt, left in ((A, None), (B, "bob")):
+        granter.ask(LeaseAsk(key=key, attempt=attempt, person="bob", duration_s=10.0), "n1")
+        granter.ask(LeaseAsk(key=KEY, attempt=A, person="ann", duration_s=10.0), "n1")
+        granter.learn(committed)
+        assert granter.look(key).holder == left
+        assert granter.look(KEY).holder == "ann"
 
 
 def test_the_granter_tells_who_holds() -> None:

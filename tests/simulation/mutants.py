@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import attrs
@@ -140,7 +141,7 @@ class NoLock:
     async def confirm(self) -> None:
         """Nothing."""
 
-    def release(self) -> None:
+    def release(self, known_by: Collection[str] = ()) -> None:
         """Nothing."""
 
 
