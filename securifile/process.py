@@ -1,4 +1,4 @@
-"""What both kinds of server do as processes: their clock and threads, their data folder, and saying that they are ready, or cannot be."""
+"""What both kinds of server do as processes: their clock, their data folder, and saying that they are ready, or cannot be."""
 
 from __future__ import annotations
 
@@ -38,18 +38,6 @@ class CannotStart(Exception):
 
 class FolderTaken(CannotStart):
     """Another process uses this data folder. Stop it first, or give this server a folder of its own (--data)."""
-
-
-SWITCH_INTERVAL_S = 0.001
-"""How long a thread may keep the interpreter's lock when another wants it. The reactor's thread wants it at each message, and has little
-to do with it; with Python's 5 ms, behind threads that move a gigabyte, heartbeats took that much longer. Less than 1 ms gains nothing.
-"""
-
-
-def take_shape(reactor: Any) -> None:
-    """What a server makes of its process before anything else: its clock, and how its threads share the interpreter."""
-    run_on_monotonic_time(reactor)
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
 
 
 def run_on_monotonic_time(reactor: Any) -> None:

@@ -28,7 +28,6 @@ from securifile.process import (
     run_on_monotonic_time,
     settle,
     take_folder,
-    take_shape,
     why_not,
 )
 
@@ -154,13 +153,3 @@ def test_time_passes_while_the_machine_sleeps() -> None:
     run_on_monotonic_time(reactor)
     before = time.clock_gettime(time.CLOCK_BOOTTIME)
     assert before <= reactor.seconds() <= time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-def test_the_reactor_need_not_wait_long_for_the_interpreter() -> None:
-    """A server's threads hand the interpreter's lock over sooner than Python's own 5 ms."""
-    before = sys.getswitchinterval()
-    try:
-        take_shape(SimpleNamespace(seconds=time.time))
-        assert sys.getswitchinterval() <= 0.001
-    finally:
-        sys.setswitchinterval(before)

@@ -52,12 +52,12 @@ from securifile.model.settings import ClusterSettings
 from securifile.process import (
     REBUILD,
     CannotStart,
+    run_on_monotonic_time,
     say_gone,
     say_ready,
     settle,
     stop_unstarted,
     take_folder,
-    take_shape,
     write_json,
 )
 from securifile.protocol import messages as m
@@ -455,5 +455,5 @@ def make_service(options: AdminOptions) -> AdminService:
     """The service, on the global reactor; nothing is started."""
     from twisted.internet import reactor
 
-    take_shape(reactor)
+    run_on_monotonic_time(reactor)
     return AdminService(reactor, options)

@@ -14,7 +14,7 @@ from securifile.certificates.join import JoinToken
 from securifile.node.blobs import RESERVE_BYTES
 from securifile.node.enrolment import MEMBERSHIP
 from securifile.node.service import NodeOptions, NodeService
-from securifile.process import check_public, take_shape
+from securifile.process import check_public, run_on_monotonic_time
 
 HTTPS_PROCESSES_MAX = 64
 """More than that has never been tried."""
@@ -92,7 +92,7 @@ def makeService(options: Any) -> IService:
     """Compose the node; nothing is opened before it starts."""
     from twisted.internet import reactor
 
-    take_shape(reactor)
+    run_on_monotonic_time(reactor)
     service: IService = NodeService(
         reactor,
         NodeOptions(

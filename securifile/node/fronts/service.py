@@ -44,7 +44,7 @@ from securifile.node.fronts.recording import FrontAudit
 from securifile.node.fronts.scoreboard import Scoreboard
 from securifile.node.fronts.tunnel import FrontEnd, OneFrontEnd, address_note
 from securifile.node.worker import ThreadWorker
-from securifile.process import settle, take_shape
+from securifile.process import run_on_monotonic_time, settle
 from securifile.protocol import messages as m
 from securifile.protocol.bulk import BulkPool
 from securifile.protocol.connection import PeerIdentity
@@ -265,7 +265,7 @@ def run(arguments: list[str]) -> None:
 
     reactor: Any = global_reactor
     globalLogBeginner.beginLoggingTo([readable_observer(sys.stdout)])
-    take_shape(reactor)
+    run_on_monotonic_time(reactor)
     front = Front(reactor, options)
     front.start()
     reactor.run(installSignalHandlers=False)
