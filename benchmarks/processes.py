@@ -1,9 +1,10 @@
-"""CPU time and memory of a server with all its processes, from /proc."""
+"""CPU time and memory of a server with all its processes, from /proc; and the memory of the machine."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 TICKS_S = os.sysconf("SC_CLK_TCK")
@@ -39,6 +40,17 @@ def peak_bytes(process: int) -> int:
     """The most that was resident in one process since it started, or since `forget_peaks`."""
     lines = Path(f"/proc/{process}/status").read_text(encoding="ascii", errors="replace").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+
+
+def give_back_page_cache() -> None:
+    """Have the system forget what it has read and written, if we are root on Linux.
+
+    A virtual machine is given most of its memory when it first touches it. Whoever then writes into pages that have never been used
+    measures its host: 2 CPU seconds a GiB in place of a quarter. Pages that are given back have been used.
+    """
+    os.sync()
+    with suppress(OSError):
+        Path("/proc/sys/vm/drop_caches").write_text("1", encoding="ascii")
 
 
 def _stat(process: int) -> list[str]:

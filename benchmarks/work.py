@@ -11,7 +11,7 @@ import attrs
 
 from benchmarks import clients
 from benchmarks.figures import MIB, Sample
-from benchmarks.processes import cpu_seconds
+from benchmarks.processes import cpu_seconds, give_back_page_cache
 from benchmarks.targets import Target
 
 SMALL_BYTES = 4096
@@ -62,6 +62,12 @@ class Files:
                     file.write(source.read(min(MIB, size - start)))
         return path
 
+    def warm(self, path: Path) -> None:
+        """Have a file in memory, so that who sends it does not wait for the disk."""
+        with path.open("rb") as file:
+            while file.read(MIB):
+                pass
+
 
 @attrs.frozen(kw_only=True)
 class Download:
@@ -101,6 +107,8 @@ class Upload:
         """See `Work`."""
         file = self.files.of(self.size)
         urls = [target.url(f"up-{number}-{one}") for one in range(self.count)]
+        give_back_page_cache()
+        self.files.warm(file)
         try:
             return _measured(target, self.size * self.count, lambda: clients.upload(urls, target.ca, target.headers, file))
         finally:
