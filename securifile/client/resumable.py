@@ -31,7 +31,7 @@ _LATER = frozenset({408, 409, 423, 429, 500, 502, 503, 504})
 
 
 class Ask(Protocol):
-    """`Client._request`."""
+    """`Asking.request`."""
 
     def __call__(
         self,

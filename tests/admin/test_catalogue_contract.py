@@ -19,7 +19,7 @@ from securifile.audit.keeping import ReceivedRecord
 from securifile.model.entries import Copy
 from securifile.model.errors import Code, OutcomeUnknown, Refusal
 from securifile.model.facts import Change, Fact, File, Server, Session
-from securifile.model.ids import Position
+from securifile.model.ids import AttemptId, Position
 from securifile.model.records import AuditRecord
 from securifile.model.roles import Role
 from securifile.model.servers import ServerKind, Status
@@ -936,6 +936,25 @@ async def test_a_copy_of_what_is_not_current_is_nobodys_news(world: World) -> No
         await files.copy_made(m.CopyMade(file=file, attempt=attempt), node_name)
     assert await world.entry("alice/f") == now
     assert world.catalogue.ledger.position == position
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_is_told_of_many_copies_at_the_same_time_is_noted_of_each(world: World) -> None:
+    """Of both copies of one file, of another file, and of what is not current; all are answered, and nobody's news undoes another's."""
+    files = world.catalogue.files
+    both = tuple(Copy(node=name, priority=priority, durable=False) for priority, name in enumerate(("n1", "n2")))
+    for name in ("f", "g"):
+        await world.put(f"alice/{name}")
+    wholes = [await world.entry(f"alice/{name}") for name in ("f", "g")]
+    for file in wholes:
+        for copy in both:
+            await files.copy_bad(m.CopyBad(file=file.id, attempt=file.version.attempt, reason="rot"), copy.node)
+        assert (await world.entry(f"alice/{file.name}")).version.copies == both
+    old = AttemptId(b"o" * 16)
+    told = [(file.id, attempt, copy.node) for file in wholes for copy in both for attempt in (old, file.version.attempt)]
+    answers = [files.copy_made(m.CopyMade(file=id_, attempt=attempt), node_name) for id_, attempt, node_name in told]
+    assert [await answer for answer in answers] == [m.Done()] * len(told)
+    assert [await world.entry(f"alice/{name}") for name in ("f", "g")] == wholes
 
 
 @pytest_twisted.ensureDeferred

@@ -1,5 +1,5 @@
-"""A slow client costs a file descriptor, not memory: hundreds that stop in the middle of a transfer are little to a node, and no delay to
-anybody else."""
+"""Clients that stop in the middle of a transfer: each costs a node a bounded piece of memory, whatever the size of the file, and delays
+nobody else."""
 
 from __future__ import annotations
 
