@@ -128,7 +128,7 @@ class SmallDownloads:
 
     def run(self, target: Target, number: int) -> Sample:
         """See `Work`."""
-        return _many(target, target.url("small"), self.seconds, uploads=False)
+        return _many(target, target.url("small"), self.seconds, CONNECTIONS, uploads=False)
 
 
 @attrs.frozen(kw_only=True)
@@ -136,6 +136,7 @@ class SmallUploads:
     """Put small files, each to a path of its own."""
 
     seconds: float
+    connections: int = CONNECTIONS
 
     def prepare(self, target: Target) -> None:
         """See `Work`."""
@@ -143,14 +144,14 @@ class SmallUploads:
     def run(self, target: Target, number: int) -> Sample:
         """See `Work`."""
         try:
-            return _many(target, target.url("").rstrip("/"), self.seconds, uploads=True)
+            return _many(target, target.url("").rstrip("/"), self.seconds, self.connections, uploads=True)
         finally:
             target.clear()
 
 
-def _many(target: Target, url: str, seconds: float, *, uploads: bool) -> Sample:
+def _many(target: Target, url: str, seconds: float, connections: int, *, uploads: bool) -> Sample:
     before = cpu_seconds(target.roots())
-    done = clients.many(url, target.ca, target.headers, seconds=seconds, connections=CONNECTIONS, uploads=uploads)
+    done = clients.many(url, target.ca, target.headers, seconds=seconds, connections=connections, uploads=uploads)
     return Sample(seconds=done.seconds, amount=done.count, cpu_s=cpu_seconds(target.roots()) - before, p99_s=done.p99_s)
 
 
