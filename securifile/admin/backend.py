@@ -74,8 +74,16 @@ class AdminBackend:
         self._watch = watch
         self._random = random
         self._spreading = Spreading(
-            clock=clock, roster=catalogue.roster, name=name, ask=peers.ask, here=lambda position, facts: succeed(None)
+            clock=clock,
+            roster=catalogue.roster,
+            name=name,
+            ask=peers.ask,
+            here=lambda position, facts: succeed(None),
+            is_over=watch.is_over,
+            # The periodic look sees to the moment in which an earlier commit has not been heard of yet.
+            reached=lambda position: succeed(None),
         )
+        watch.on_end = self._spreading.look
         catalogue.ledger.listen(self._learn)
         self.has_database = True
         """Whether the database answered when it was last asked."""

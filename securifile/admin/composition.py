@@ -159,6 +159,11 @@ class Admin:
         """What it answers to nodes on control connections; `peers` is to be told of those."""
         return self.nodes.handlers
 
+    @property
+    def notices(self) -> Handlers:
+        """What it answers on notice connections."""
+        return self.watch.notices
+
     def is_member(self, identity: PeerIdentity) -> bool:
         """Whether that server may connect now. Only nodes do: admin servers meet in the database."""
         roster = self.catalogue.roster

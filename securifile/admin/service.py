@@ -363,6 +363,7 @@ class AdminService(Service):
             here=admin.identity,
             is_member=admin.is_member,
             handlers=admin.handlers,
+            notices=admin.notices,
             identify=tls.identify if options.tls else claimed,
             on_connected=admin.peers.connected,
             on_lost=admin.peers.lost,

@@ -25,12 +25,13 @@ from securifile.admin.rejoin import Rejoins
 from securifile.model.errors import Code, DatabaseUnavailable, OutcomeUnknown, Refusal, SpoolFull
 from securifile.model.facts import Change, Server
 from securifile.model.ids import BEGINNING, Position
+from securifile.model.lives import Lives
 from securifile.model.matrix import in_doubt, judge
 from securifile.model.records import AuditRecord
 from securifile.model.servers import ServerKind, Status
 from securifile.protocol import messages as m
 from securifile.protocol.heartbeats import Heartbeats
-from securifile.protocol.rpc import Peer
+from securifile.protocol.rpc import Handlers, Peer
 
 KEEP_S = 5.0
 """How often the last heartbeats are written down: for people who look at them, and for other admin servers."""
@@ -91,6 +92,10 @@ class Watch:
         """The lives that were heard of each node."""
         self._life_of: WeakKeyDictionary[Peer, str] = WeakKeyDictionary()
         """Whose life a connection is, as far as it has told."""
+        self.lives = Lives()
+        """Which lives of nodes are over."""
+        self.on_end: Callable[[], None] = lambda: None
+        """Told when a life is over."""
         self._doubled: dict[str, float] = {}
         """Nodes under whose name a life spoke that another one had taken the place of, and when (monotonic seconds)."""
         self._changed: dict[str, Position] = {}
@@ -255,6 +260,8 @@ class Watch:
         """
         name = peer.identity.name
         self._life_of[peer] = message.boot
+        if not self.lives.speaks(name, message.boot):
+            self._log.error("{server} lives, and its process was said to have ended: that is not believed again", server=name)
         if self.is_superseded(name, message.boot):
             self._peers.set_aside(peer)
             self._double(name)
@@ -280,6 +287,29 @@ class Watch:
             held_for=server.status if server is not None and is_known else Status.DOWN,
             wall=self._wall(),
         )
+
+    @property
+    def notices(self) -> Handlers:
+        """What is answered on notice connections."""
+        return {m.Ended: self._ended}
+
+    def _ended(self, peer: Peer, message: m.Ended) -> m.Done:
+        name = peer.identity.name
+        # What that life said before its end and is still on its way is not to be taken for a sign of life.
+        for other, life in list(self._life_of.items()):
+            if other.identity.name == name and life == message.boot:
+                other.cut()
+        if self.lives.end(name, message.boot, self._catalogue.ledger.position.epoch):
+            self._log.info("the process of {server} has ended", server=name)
+            self._note("ended", name, "its process has ended, as its sentinel says")
+            self.on_end()
+        return m.Done()
+
+    def is_over(self, name: str, position: Position) -> bool:
+        """Whether the life of a node is over that is the admitted one at that position or later; see `Spreading`."""
+        server, known = self._catalogue.roster.servers.get(name), self._catalogue.ledger.position
+        is_known = known.epoch == position.epoch and known >= position
+        return is_known and server is not None and self.lives.is_over(name, server.boot, known.epoch)
 
     def has_caught_up(self, name: str) -> bool:
         """Whether a node's index is where the catalogue was a round ago.
@@ -315,6 +345,7 @@ class Watch:
                 self._boots.pop(name, None)
                 self._lives.pop(name, None)
                 self._doubled.pop(name, None)
+                self.lives.forget(name)
         self.reconsider()
         if self._acts:
             self.rejoins.look()

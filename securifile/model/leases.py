@@ -53,6 +53,10 @@ class LeaseTable:
         if held is not None and held.attempt == attempt:
             del self._leases[key]
 
+    def release_all(self, node: str) -> None:
+        """Forget what that node holds."""
+        self._leases = {key: lease for key, lease in self._leases.items() if lease.node != node}
+
     def holder(self, key: bytes, now: float) -> Lease | None:
         """Who holds it now."""
         held = self._leases.get(key)

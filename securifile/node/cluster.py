@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
@@ -17,6 +18,7 @@ from twisted.logger import Logger
 from securifile.model.errors import Code, DatabaseUnavailable, DeadlineExceeded, PeerUnreachable, Refusal, SpoolFull
 from securifile.model.facts import Fact, Server, ServerGone
 from securifile.model.ids import BEGINNING, Position
+from securifile.model.lives import Lives
 from securifile.model.records import AuditRecord
 from securifile.model.roster import Roster
 from securifile.model.servers import HostPort, ServerKind, Status
@@ -82,6 +84,10 @@ class Cluster:
         """Whose word counts against this node, and where in the catalogue it became so; see `standing`."""
         self._boots: dict[str, str] = {}
         """The life of each peer's process, as far as it has told."""
+        self._life_of: WeakKeyDictionary[Peer, str] = WeakKeyDictionary()
+        """Whose life a connection is, as far as it has told."""
+        self.lives = Lives()
+        """Which lives of other nodes are over."""
         self._measuring: Deferred[None] = succeed(None)
         self._asking: Deferred[None] = succeed(None)
         self._refusing: str | None = "starting"
@@ -113,7 +119,15 @@ class Cluster:
             is_unlocking=self._is_unlocking,
         )
         index.listen(self.granter.learn)
-        self.spreading = Spreading(clock=clock, roster=self.roster, name=name, ask=self.ask, here=self._here)
+        self.spreading = Spreading(
+            clock=clock,
+            roster=self.roster,
+            name=name,
+            ask=self.ask,
+            here=self._here,
+            is_over=self._is_over,
+            reached=index.reached,
+        )
         index.listen(self._learn)
 
     # --- life ---
@@ -321,7 +335,35 @@ class Cluster:
             **self._more_handlers(),
         }
 
+    @property
+    def notices(self) -> Handlers:
+        """What this node answers on notice connections."""
+        return {m.Ended: self._ended}
+
+    def _ended(self, peer: Peer, message: m.Ended) -> m.Done:
+        name = peer.identity.name
+        # What that life said before its end and is still on its way is not to be taken for a sign of life.
+        for other, life in list(self._life_of.items()):
+            if other.identity.name == name and life == message.boot:
+                other.cut()
+        if self.lives.end(name, message.boot, self._index.position.epoch):
+            self._log.info("the process of {server} has ended", server=name)
+            server = self.roster.servers.get(name)
+            if server is not None and server.boot == message.boot:
+                self.granter.release_all(name)
+            self.spreading.look()
+        return m.Done()
+
+    def _is_over(self, name: str, position: Position) -> bool:
+        """See `Spreading`."""
+        server, known = self.roster.servers.get(name), self._index.position
+        is_known = known.epoch == position.epoch and known >= position
+        return is_known and server is not None and self.lives.is_over(name, server.boot, known.epoch)
+
     def _heartbeat(self, peer: Peer, message: m.Heartbeat) -> m.HeartbeatAnswer:
+        self._life_of[peer] = message.boot
+        if not self.lives.speaks(peer.identity.name, message.boot):
+            self._log.error("{server} lives, and its process was said to have ended: that is not believed again", server=peer.identity.name)
         self.heartbeats.hear(message.position)
         self._room[peer.identity.name] = message.available_bytes
         self._boots[peer.identity.name] = message.boot
@@ -391,6 +433,7 @@ class Cluster:
                     self._removed = True
                     self._say_removed("the catalogue")
                 self._objectors.pop(fact.name, None)
+                self.lives.forget(fact.name)
                 link = self._links.pop(fact.name, None)
                 if link is not None:
                     link.stop()

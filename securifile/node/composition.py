@@ -231,6 +231,11 @@ class Node:
         """What it answers to peers on control connections."""
         return self.cluster.handlers
 
+    @property
+    def notices(self) -> Handlers:
+        """What it answers on notice connections."""
+        return self.cluster.notices
+
     async def start(self) -> None:
         """Connect to the other servers, follow the catalogue, and serve as soon as they agree."""
         await self.staged.recover()

@@ -57,6 +57,10 @@ class Granter:
         """Forget a lease."""
         self._table.release(key, attempt)
 
+    def release_all(self, node: str) -> None:
+        """Forget the leases of a node that renews none any more."""
+        self._table.release_all(node)
+
     def learn(self, fact: Fact) -> None:
         """A committed version ends the lease of its attempt, which had the file locked, or the place where it was to be."""
         if isinstance(fact, File):

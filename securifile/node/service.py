@@ -241,6 +241,7 @@ class NodeService(Service):
             here=here,
             is_member=node.cluster.is_member,
             handlers=node.handlers,
+            notices=node.notices,
             bulk=node.bulk,
             identify=identify if tls else claimed,
             traffic=traffic,

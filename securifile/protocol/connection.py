@@ -2,7 +2,8 @@
 
 The client (who connected) says hello and for what the connection is; the server answers with its own hello or says goodbye.
 On a *control* connection both may ask, many requests at a time. On a *bulk* connection the client makes one
-transfer after another. `TABLE` is the whole order of things; `docs/protocol.md` shows it as a picture made from it.
+transfer after another. A *notice* connection is a control connection of a client that is not the server itself, but a sentinel that speaks
+for it after its end. `TABLE` is the whole order of things; `docs/protocol.md` shows it as a picture made from it.
 
 Nothing that arrives can raise: what is wrong becomes one `ProtocolFailed` event, after which the connection is closed and
 deaf. Calling a method at the wrong moment is our own bug and raises `Misuse`.
@@ -76,6 +77,8 @@ class Purpose(StrEnum):
 
     CONTROL = "control"
     BULK = "bulk"
+    NOTICE = "notice"
+    """For one `Ended`, of a process that cannot say it any more. A server that does not know the purpose refuses the hello."""
 
 
 @attrs.frozen(kw_only=True)
@@ -129,7 +132,7 @@ class State(StrEnum):
     JUDGING = "judging"
     """The server judges the client's hello."""
     OPEN = "open"
-    """Control: both ask and answer."""
+    """Control and notice: both ask and answer."""
     IDLE = "idle"
     """Bulk: no transfer."""
     UPLOADING = "uploading"
@@ -149,7 +152,7 @@ class Act(StrEnum):
     """What a frame does; some frames do different things by what is in them."""
 
     HELLO = "hello"
-    HELLO_CONTROL = "hello (control)"
+    HELLO_CONTROL = "hello (control, notice)"
     HELLO_BULK = "hello (bulk)"
     REQUEST = "request"
     ANSWER = "answer"
@@ -325,6 +328,15 @@ class _Violation(Exception):
 
 def _bad(detail: str) -> Refused:
     return Refused(code=Code.BAD_REQUEST.value, detail=detail)
+
+
+def notice(here: PeerIdentity, message: Message) -> tuple[bytes, bytes]:
+    """What is to be sent on a notice connection by who cannot make it: the hello, and after the other end's hello the request."""
+    client, server = Connection(Side.CLIENT, here, Purpose.NOTICE), Connection(Side.SERVER, here)
+    hello = client.hello()
+    server.receive(hello)
+    client.receive(server.accept())
+    return hello, client.request(message)[1]
 
 
 def goodbye_frame(refused: Refused) -> bytes:
@@ -606,7 +618,7 @@ class Connection:
         self.state = state
 
     def _hello_act(self) -> Act:
-        return Act.HELLO_CONTROL if self.purpose is Purpose.CONTROL else Act.HELLO_BULK
+        return Act.HELLO_BULK if self.purpose is Purpose.BULK else Act.HELLO_CONTROL
 
     def _request_act(self, message: Message | None) -> Act:
         if self.purpose is not Purpose.BULK:

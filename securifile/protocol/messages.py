@@ -101,6 +101,16 @@ class Announce:
     facts: tuple[Fact, ...]
 
 
+@attrs.frozen(kw_only=True)
+class Ended:
+    """On a notice connection: the process that was this life of the sender is over, and so is every other one that served people for it.
+
+    Answered by `Done`.
+    """
+
+    boot: str
+
+
 # --- node to admin server: the feed ---
 
 

@@ -150,6 +150,10 @@ class Peer:
         """Say goodbye and close."""
         self._wire.close(code, reason)
 
+    def cut(self) -> None:
+        """Close at once: nothing that is still on its way is heard."""
+        self._wire.cut()
+
     # --- the wire calls us ---
 
     def handle(self, event: Event) -> None:

@@ -37,16 +37,25 @@ class Spreading:
         name: str,
         ask: Ask,
         here: Callable[[Position, tuple[Fact, ...]], Deferred[None]],
+        is_over: Callable[[str, Position], bool],
+        reached: Callable[[Position], Deferred[None]],
     ) -> None:
         """Args:
         name: of this server.
         here: brings the commit into this server's own index.
+        is_over: whether the life of a node is over that is the admitted one at that position or later; never before this server knows
+            all changes up to there (`reached`), since one of them may have admitted another life.
+        reached: fires when it does; may be cancelled.
         """
         self._clock = clock
         self._name = name
         self._roster = roster
         self._ask = ask
         self._here = here
+        self._is_over = is_over
+        self._reached = reached
+        self._waiting: dict[Callable[[], None], None] = {}
+        """Those who wait for a commit to spread: called, each looks again."""
         self._held: dict[str, bool] = {}
         self._left: dict[str, float] = {}
         """Monotonic seconds at which nodes were put down, or removed."""
@@ -71,6 +80,11 @@ class Spreading:
             self._left.pop(fact.name, None)
         self._held[fact.name] = runs
 
+    def look(self) -> None:
+        """Look again whether commits have spread that are waited for: a life is over."""
+        for look in list(self._waiting):
+            look()
+
     def _learn_interval(self, interval_s: float) -> None:
         """A node that is cut off does not hear that the interval is shorter now, and believes that it has standing for as long as before.
 
@@ -93,6 +107,12 @@ class Spreading:
         self._left = {name: at for name, at in self._left.items() if at > oldest}
         return {*self._roster.running, *self._left}
 
+    def _has_spread(self, position: Position, acknowledged: Collection[str], waited_s: float) -> bool:
+        interval_s = self._interval_s()
+        needed = self._needed(FRESH_INTERVALS * interval_s)
+        over = [name for name in needed if name not in acknowledged and self._is_over(name, position)]
+        return spread_enough(acknowledged, needed, self._roster.admitted, waited_s=waited_s, interval_s=interval_s, over=over)
+
     def spread(self, position: Position, facts: tuple[Fact, ...], known_by: Collection[str] = ()) -> Deferred[None]:
         """Announce a commit; fires when no node can serve an older state any more.
 
@@ -102,10 +122,7 @@ class Spreading:
         It does so within a standing period even when nodes are silent, unless most of them are: then it goes on waiting for
         a majority, and the caller's own deadline decides.
         """
-        period_s = FRESH_INTERVALS * self._interval_s()
-        if self._name in known_by and spread_enough(
-            known_by, self._needed(period_s), self._roster.admitted, waited_s=0.0, interval_s=self._interval_s()
-        ):
+        if self._name in known_by and self._has_spread(position, known_by, 0.0):
             return succeed(None)
         return Deferred.fromCoroutine(self._spread(position, facts, known_by))
 
@@ -116,13 +133,7 @@ class Spreading:
         patience_s = FRESH_INTERVALS * self._interval_s()
 
         def look() -> None:
-            if not enough.called and spread_enough(
-                acknowledged,
-                self._needed(FRESH_INTERVALS * self._interval_s()),
-                self._roster.admitted,
-                waited_s=self._clock.seconds() - began,
-                interval_s=self._interval_s(),
-            ):
+            if not enough.called and self._has_spread(position, acknowledged, self._clock.seconds() - began):
                 enough.callback(None)
 
         async def tell(name: str) -> None:
@@ -144,6 +155,7 @@ class Spreading:
 
         telling = [Deferred.fromCoroutine(here())] if self._name not in known_by else []
         telling += [Deferred.fromCoroutine(tell(name)) for name in self._roster.nodes if name != self._name and name not in known_by]
+        telling.append(self._reached(position).addCallback(lambda _: look()))
         for one in telling:
             one.addErrback(self._report)
         timer = self._clock.callLater(patience_s, look)
@@ -155,9 +167,11 @@ class Spreading:
             look()
 
         look_again()
+        self._waiting[look] = None
         try:
             await enough
         finally:
+            del self._waiting[look]
             again.cancel()
             if timer.active():
                 timer.cancel()

@@ -1,7 +1,8 @@
 r"""The protocol port of a server, and how to reach another's.
 
     protocol port --> sniff --> TLS --> Wire --hello--> control: rpc.Peer
-                                                    \-> bulk: bulk.BulkServer
+                                                    |-> bulk: bulk.BulkServer
+                                                    \-> notice: rpc.Peer, of a process that speaks for one that has ended
 
 Whoever connects must be a current member of the cluster (`is_member`): the certificate of a removed server opens nothing.
 """
@@ -41,9 +42,10 @@ class ControlAndBulkFactory(Factory):
         here: who we are.
         is_member: whether this server may connect now.
         handlers: what we answer on control connections.
+        notices: what we answer on notice connections.
         bulk: what stores and fetches blobs; None on a server without any (an admin server).
         identify: how a peer proves who it is; `claimed` when TLS is off.
-        on_connected: called with each `Peer` that has connected.
+        on_connected: called with each `Peer` that has connected, but for notice connections: nobody is there to be asked.
         on_lost: called with each of those that is gone.
         stall_s: see `bulk`.
         traffic: where the bytes of the connections are counted.
@@ -64,6 +66,7 @@ class ControlAndBulkFactory(Factory):
         here: PeerIdentity,
         is_member: Callable[[PeerIdentity], bool],
         handlers: Handlers,
+        notices: Handlers | None = None,
         bulk: BulkHandlers | None = None,
         identify: Identify = claimed,
         on_connected: Callable[[Peer], None] = _nothing,
@@ -77,6 +80,7 @@ class ControlAndBulkFactory(Factory):
         self._features = features
         self._is_member = is_member
         self._handlers = handlers
+        self._notices = notices or {}
         self._bulk = bulk
         self._identify = identify
         self._on_connected = on_connected
@@ -128,6 +132,8 @@ class ControlAndBulkFactory(Factory):
     def _open(self, wire: Wire) -> Session:
         if wire.connection.purpose is Purpose.BULK:
             return BulkServer(wire, self._bulk, self._stall_s)
+        if wire.connection.purpose is Purpose.NOTICE:
+            return Peer(wire, self._notices)
         peer = Peer(wire, self._handlers)
         # After the wire has its session, and not within it: the hook may ask at once.
         wire.when_open().addCallback(lambda _: self._connected(peer))

@@ -510,6 +510,7 @@ class SimulatedCluster:
             here=me.identity,
             is_member=node.cluster.is_member,
             handlers=node.handlers,
+            notices=node.notices,
             bulk=node.bulk,
             identify=claimed,
         )
@@ -566,6 +567,7 @@ class SimulatedCluster:
             here=admin.identity,
             is_member=admin.is_member,
             handlers=admin.handlers,
+            notices=admin.notices,
             identify=claimed,
             on_connected=admin.peers.connected,
             on_lost=admin.peers.lost,

@@ -412,3 +412,26 @@ def test_of_several_connections_the_latest_is_asked() -> None:
     assert (first.taken, second.taken, lost) == (["b"], ["a", "c"], [])
     peers.lost(given[1])
     assert lost == ["n1"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_that_a_process_has_ended_is_known_and_changes_no_status(watching: Watching) -> None:
+    """It is written down. Who is down is a question of heartbeats, as ever."""
+    world = watching.world
+    admitted = "a life"
+    await world.hold({"n3": Status.DOWN})
+    await world.catalogue.members.rejoined("n3", admitted, True)
+    ends: list[str] = []
+    watching.watch.on_end = lambda: ends.append("told")
+    peer: Any = FakePeer("n3")
+    position = world.catalogue.ledger.position
+    assert not watching.watch.is_over("n3", position)
+    assert watching.watch.notices[m.Ended](peer, m.Ended(boot=admitted)) == m.Done()
+    assert watching.watch.is_over("n3", position)
+    assert not watching.watch.is_over("n3", Position(position.epoch, position.revision + 1))
+    assert not watching.watch.is_over("n2", position)
+    assert ends == ["told"]
+    assert "n3" in watching.running
+    assert [record.peer for record in watching.audit.records if record.event == "ended"] == ["n3"]
+    await watching.say("n3", boot=admitted)
+    assert not watching.watch.is_over("n3", position)

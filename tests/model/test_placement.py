@@ -77,6 +77,18 @@ def test_when_a_commit_has_spread(count: int) -> None:
         assert spread_enough(acknowledged, running, every, waited_s=waited, interval_s=0.5) == expected
 
 
+@pytest.mark.parametrize("count", range(1, 5))
+def test_that_a_node_has_ended_counts_as_much_as_that_it_is_down(count: int) -> None:
+    """An answer that goes out because some have ended would also go out if those were held for down for long. None is held back by it."""
+    every = [f"n{number}" for number in range(count)]
+    groups = [list(some) for size in range(count + 1) for some in combinations(every, size)]
+    for acknowledged, running, over, waited in product(groups, groups, groups, [0.0, 100.0]):
+        told = spread_enough(acknowledged, running, every, waited_s=waited, interval_s=0.5, over=over)
+        living = [name for name in running if name not in over]
+        assert told == spread_enough(acknowledged, living, every, waited_s=waited, interval_s=0.5)
+        assert told >= spread_enough(acknowledged, running, every, waited_s=waited, interval_s=0.5)
+
+
 def test_servers_that_are_no_nodes_are_no_majority() -> None:
     """An admin server that acts for a person counts itself in vain."""
     assert not spread_enough(["admin1", "admin2", "n1"], ["n1", "n2"], ["n1", "n2"], waited_s=100.0, interval_s=0.5)

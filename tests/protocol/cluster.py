@@ -44,7 +44,12 @@ class Rig:
         self.network = MemoryNetwork(self.clock)
 
     def serve(
-        self, handlers: Any = None, bulk: Any = None, stall_s: float = 30.0, features: frozenset[str] = FEATURES
+        self,
+        handlers: Any = None,
+        bulk: Any = None,
+        stall_s: float = 30.0,
+        features: frozenset[str] = FEATURES,
+        notices: Any = None,
     ) -> ControlAndBulkFactory:
         """Start to listen on n1."""
         factory = ControlAndBulkFactory(
@@ -52,6 +57,7 @@ class Rig:
             here=N1,
             is_member=lambda identity: identity in self.members,
             handlers=handlers or {},
+            notices=notices,
             bulk=bulk,
             on_connected=self.arrived.append,
             on_lost=self.left.append,

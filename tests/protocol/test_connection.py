@@ -39,9 +39,10 @@ from securifile.protocol.connection import (
     Side,
     State,
     TooManyRequests,
+    notice,
 )
 from securifile.protocol.frames import FrameKind, encode_frame
-from securifile.protocol.messages import BlobFollows, BlobSent, BlobStored, Done, FetchBlob, Heartbeat, Refused, StoreBlob
+from securifile.protocol.messages import BlobFollows, BlobSent, BlobStored, Done, Ended, FetchBlob, Heartbeat, Refused, StoreBlob
 
 N1 = PeerIdentity(cluster="c", kind=ServerKind.NODE, name="n1")
 N2 = PeerIdentity(cluster="c", kind=ServerKind.NODE, name="n2")
@@ -356,7 +357,7 @@ def conversation(purpose: Purpose) -> tuple[bytes, list[Event]]:
         said += data
         events.extend(server.receive(data))
 
-    if purpose is Purpose.CONTROL:
+    if purpose is not Purpose.BULK:
         for _ in range(3):
             say(client.request(BEAT)[1])
         say(client.cancel(2))
@@ -380,6 +381,16 @@ class _Accepting:
         if self.connection.state is State.JUDGING:
             self.connection.accept()
         return events
+
+
+def test_a_notice_is_made_beforehand() -> None:
+    """The two pieces that a process is given to send which knows nothing of the protocol are a hello and a request; an answer comes."""
+    hello, request = notice(N2, Ended(boot="b"))
+    server = _Accepting()
+    assert [event.hello.identity for event in server.receive(hello) if isinstance(event, HelloReceived)] == [N2]
+    assert server.connection.purpose is Purpose.NOTICE
+    assert server.receive(request) == [RequestReceived(1, Ended(boot="b"))]
+    assert server.connection.answer(1, Done())
 
 
 @given(st.sampled_from(Purpose), st.lists(st.integers(min_value=0), max_size=12))

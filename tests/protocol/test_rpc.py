@@ -12,9 +12,10 @@ from securifile.model.errors import Code, DatabaseUnavailable, DeadlineExceeded,
 from securifile.model.facts import PersonGone
 from securifile.model.ids import Position
 from securifile.model.servers import HostPort, ServerKind, Status
-from securifile.protocol.connection import PeerIdentity
-from securifile.protocol.messages import Announce, AuditKept, Done, Heartbeat, HeartbeatAnswer, LeaseRelease
+from securifile.protocol.connection import Connection, PeerIdentity, Purpose, Side
+from securifile.protocol.messages import Announce, AuditKept, Done, Ended, Heartbeat, HeartbeatAnswer, LeaseRelease
 from securifile.protocol.rpc import BACKOFF_MAX_S, SILENCE_S, TURNED_AWAY_S, Peer
+from securifile.protocol.wire import Wire, claimed, open_wire
 from tests.protocol.cluster import A1, AT_N1, N1, N2, Rig, answering
 
 BEAT = Heartbeat(position=Position(1, 2))
@@ -29,6 +30,32 @@ def test_ask_and_answer() -> None:
     assert rig.result(link.ask(BEAT, 1)) == BEAT_ANSWER
     assert [peer.identity for peer in rig.arrived] == [N2]
     assert [peer.identity for peer in rig.connected] == [N1]
+
+
+def test_a_notice_says_one_thing() -> None:
+    """Its connection is not taken for the server's own, which others would ask on it; and what goes on either is not taken on the other."""
+    rig = Rig()
+    rig.serve({Heartbeat: answering(BEAT_ANSWER)}, notices={Ended: answering(Done())})
+    wire = Wire(
+        clock=rig.clock,
+        connection=Connection(Side.CLIENT, N2, Purpose.NOTICE),
+        identify=claimed,
+        judge=lambda identity: None,
+        open_session=lambda opened: Peer(opened, {}),
+    )
+    rig.result(open_wire(rig.network.connector("n2")(AT_N1, N1), wire, 3.0))
+    peer = wire.session
+    assert isinstance(peer, Peer)
+    assert rig.result(peer.ask(Ended(boot="b"), 1)) == Done()
+    assert rig.arrived == []
+    for asking in (peer.ask(BEAT, 1), rig.link().ask(Ended(boot="b"), 1)):
+        failure = rig.outcome(asking)
+        assert isinstance(failure.value, Refusal)
+        assert failure.value.code is Code.UNKNOWN_MESSAGE
+    peer.close()
+    rig.settle()
+    assert len(rig.arrived) == 1
+    assert rig.left == []
 
 
 def test_both_ask() -> None:

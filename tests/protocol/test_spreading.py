@@ -33,7 +33,10 @@ class World:
         here: Deferred[None] | None = None,
         started_at: float = 0.0,
         known_by: tuple[str, ...] = (),
+        over: tuple[str, ...] = (),
+        reached: Deferred[None] | None = None,
     ) -> None:
+        self.over = set(over)
         self.clock = Clock()
         self.clock.advance(started_at)
         self.roster = roster
@@ -44,8 +47,20 @@ class World:
             self.taken_here.append((position, facts))
             return here or succeed(None)
 
-        spreading = Spreading(clock=self.clock, roster=roster, name=name, ask=self.ask, here=take)
-        self.spreading = spreading.spread(AT, FACTS, known_by)
+        def is_over(name: str, position: Position) -> bool:
+            assert position == AT
+            return name in self.over and (reached is None or reached.called)
+
+        self.announcer = Spreading(
+            clock=self.clock,
+            roster=roster,
+            name=name,
+            ask=self.ask,
+            here=take,
+            is_over=is_over,
+            reached=lambda position: reached or succeed(None),
+        )
+        self.spreading = self.announcer.spread(AT, FACTS, known_by)
         self.outcome: list[Any] = []
         self.spreading.addBoth(self.outcome.append)
 
@@ -56,6 +71,19 @@ class World:
     def wait(self, seconds: float) -> None:
         for _ in range(round(seconds / 0.05)):
             self.clock.advance(0.05)
+
+
+def announcer(clock: Clock, roster: Roster, ask: FakeAsk) -> Spreading:
+    """Of n1, whose index takes everything at once; nobody has ended."""
+    return Spreading(
+        clock=clock,
+        roster=roster,
+        name="n1",
+        ask=ask,
+        here=lambda position, facts: succeed(None),
+        is_over=lambda name, position: False,
+        reached=lambda position: succeed(None),
+    )
 
 
 def nodes(count: int, *down: str) -> Roster:
@@ -132,6 +160,57 @@ def test_a_silent_node_is_waited_for_until_it_has_lost_its_standing() -> None:
         world.wait(0.2)
         assert world.done, started_at
         assert world.ask.waiting == []
+
+
+def test_who_has_ended_is_not_waited_for() -> None:
+    """Neither by a commit that comes afterwards, which is told to it all the same, nor by one that waits already."""
+    world = World(nodes(3), over=("n3",))
+    assert not world.done
+    assert {question.name for question in world.ask.waiting} == {"n2", "n3"}
+    world.ask.answer("n2", Done())
+    assert world.done
+    assert World(nodes(3), known_by=("n1", "n2"), over=("n3",)).done
+    world = World(nodes(3))
+    world.ask.answer("n2", Done())
+    world.wait(1.0)
+    assert not world.done
+    world.over.add("n3")
+    world.announcer.look()
+    assert world.done
+    assert world.clock.getDelayedCalls() == []
+
+
+def test_who_has_ended_is_waited_for_until_it_is_known_who_was_admitted() -> None:
+    """A change before the commit that this server has not heard of yet may have admitted another process of that node."""
+    reached: Deferred[None] = Deferred()
+    world = World(nodes(3), over=("n3",), reached=reached)
+    world.ask.answer("n2", Done())
+    world.wait(1.0)
+    assert not world.done
+    reached.callback(None)
+    assert world.done
+
+
+def test_who_has_ended_is_no_part_of_a_majority() -> None:
+    """With three of five gone the two others go on waiting, and so do two of five when two are silent."""
+    world = World(nodes(5), over=("n3", "n4", "n5"))
+    world.ask.answer("n2", Done())
+    world.wait(20.0)
+    assert world.outcome == []
+    world = World(nodes(5), over=("n5",))
+    world.ask.answer("n2", Done())
+    world.wait(20.0)
+    assert world.outcome == []
+    world.ask.answer("n3", Done())
+    assert world.done
+
+
+def test_one_of_two_goes_on_alone_when_the_other_has_ended() -> None:
+    """It does not wait until the other is held for down."""
+    assert World(nodes(2), over=("n2",)).done
+    world = World(nodes(2))
+    world.wait(20.0)
+    assert world.outcome == []
 
 
 def test_a_minority_waits_on() -> None:
@@ -213,7 +292,7 @@ def test_who_was_just_put_down_is_waited_for_until_it_must_know() -> None:
     """A node that others put down while the admin server still answered it serves until it hears of it, or its standing has run out."""
     for change in (server("n3", Status.DOWN), ServerGone(name="n3")):
         world = World(nodes(3))
-        spreading = Spreading(clock=world.clock, roster=world.roster, name="n1", ask=world.ask, here=lambda position, facts: succeed(None))
+        spreading = announcer(world.clock, world.roster, world.ask)
         world.roster.learn(change)
         spreading.learn(change)
         world.wait(1.0)
@@ -232,7 +311,7 @@ def test_who_was_just_put_down_is_waited_for_until_it_must_know() -> None:
 def test_who_was_just_put_down_and_knows_is_not_waited_for() -> None:
     """Its acknowledgement says that its index has the commit, and with it that it is down."""
     world = World(nodes(2))
-    spreading = Spreading(clock=world.clock, roster=world.roster, name="n1", ask=world.ask, here=lambda position, facts: succeed(None))
+    spreading = announcer(world.clock, world.roster, world.ask)
     change = server("n2", Status.DOWN)
     world.roster.learn(change)
     spreading.learn(change)
@@ -248,7 +327,7 @@ def test_who_is_cut_off_goes_by_the_old_interval(roster_first: bool) -> None:
     roster = nodes(3)
     clock = Clock()
     asking = FakeAsk(clock)
-    spreading = Spreading(clock=clock, roster=roster, name="n1", ask=asking, here=lambda position, facts: succeed(None))
+    spreading = announcer(clock, roster, asking)
     shorter = Settings(cluster="c", settings=ClusterSettings(heartbeat_interval_s=0.2))
     for learn in (roster.learn, spreading.learn) if roster_first else (spreading.learn, roster.learn):
         learn(shorter)
