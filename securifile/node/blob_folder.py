@@ -30,7 +30,7 @@ import errno
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 import attrs
@@ -52,6 +52,8 @@ from securifile.node.sidecars import (
 
 _META = ".meta"
 _REASON = ".reason"
+RESERVE_STEP_BYTES = 1024 * 1024
+"""After so many of a blob the file system is asked again what it has left: it is as many system calls as writing, otherwise."""
 _SHARDS = tuple(f"{number:02x}" for number in range(256))
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
@@ -189,7 +191,8 @@ class BlobFolder:
 
     def append(self, descriptor: int, data: bytes | memoryview, offset: int) -> None:
         """Write at `offset`. Raises `DiskFull`."""
-        self.keep_reserve()
+        if offset // RESERVE_STEP_BYTES != (offset + len(data)) // RESERVE_STEP_BYTES:
+            self.keep_reserve()
         with no_room_is_disk_full():
             self.files.write(descriptor, data, offset)
 
@@ -509,12 +512,20 @@ def _readable(files: Files, descriptor: int, count: int, offset: int) -> bytes:
         return b""
 
 
-@contextmanager
-def no_room_is_disk_full() -> Iterator[None]:
-    """While inside, an error of the file system that means "no room" is `DiskFull`."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _NO_ROOM:
+class _NoRoomIsDiskFull:
+    """No generator, since each piece of an upload goes through it."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
             raise DiskFull(str(error)) from error
-        raise
+
+
+_no_room_is_disk_full = _NoRoomIsDiskFull()
+
+
+def no_room_is_disk_full() -> AbstractContextManager[None]:
+    """While inside, an error of the file system that means "no room" is `DiskFull`."""
+    return _no_room_is_disk_full

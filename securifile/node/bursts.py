@@ -117,3 +117,11 @@ async def take_in(source: Any, writer: Any, receivers: Sequence[Any] = (), hashe
             if one is not None:
                 one.close()
     return burst
+
+
+async def take_in_bursts(source: Any, writer: Any) -> None:
+    """Have threads take what `source` gives, burst after burst, until nothing came by one. Between two of them the reactor waits, and reads
+    nothing of what comes: all of it is the next burst's.
+    """
+    while (burst := await take_in(source, writer)) is not None and burst.received:
+        await source.ready()

@@ -11,7 +11,7 @@ from twisted.python.failure import Failure
 from securifile.model.entries import WHOLE_BYTES_MAX, BlobSummary, WholeBlob
 from securifile.model.errors import BlobExists, Code, CorruptBlock, DiskFull, NoSuchBlob, Refusal, StreamBroken
 from securifile.model.ids import AttemptId
-from securifile.node.bursts import take_in
+from securifile.node.bursts import take_in_bursts
 from securifile.node.staged import StagedUploads
 from securifile.protocol.connection import PeerIdentity
 from securifile.protocol.messages import AppendBlob, BlobAppended, BlobFollows, BlobSent, BlobStored, FetchBlob, StoreBlob
@@ -40,8 +40,7 @@ class PeerBlobs:
         try:
             while data := await source.read():
                 await writer.write(data)
-                while (burst := await take_in(source, writer)) is not None and burst.received:
-                    pass
+                await take_in_bursts(source, writer)
             summary = await writer.finish(request.file, request.version, _sent(source) if request.vouched else None)
         except DiskFull as error:
             raise _refusal(error) from error

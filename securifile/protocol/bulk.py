@@ -14,7 +14,6 @@ connection; a finished or refused one leaves it to the next.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, cast
 
@@ -48,7 +47,7 @@ from securifile.protocol.connection import (
     State,
 )
 from securifile.protocol.frames import DATA_BYTES_MAX
-from securifile.protocol.lanes import IncomingLane, OutgoingLane
+from securifile.protocol.lanes import OutgoingLane
 from securifile.protocol.messages import (
     AppendBlob,
     BlobAppended,
@@ -57,16 +56,14 @@ from securifile.protocol.messages import (
     BlobsStored,
     BlobStored,
     FetchBlob,
-    Message,
     Refused,
     StoreBlob,
     StoreBlobs,
 )
 from securifile.protocol.rpc import refusal_from, refused_from
+from securifile.protocol.streams import Incoming, Outgoing
 from securifile.protocol.wire import Connector, Identify, NotAcceptable, Traffic, Wire, claimed, open_wire
 
-UNREAD_BYTES_MAX = 1024 * 1024
-"""Received and not consumed, before the socket is not read any more: four frames."""
 IDLE_MAX = 32
 """Idle connections kept for each server."""
 IDLE_S = 30.0
@@ -100,203 +97,6 @@ class BulkHandlers(Protocol):
         """The blob's size and an `IByteSource` of the range. A `Refusal` refuses it."""
 
 
-# --- streams ---
-
-
-class _Watch:
-    """Breaks what is waited for when it takes too long."""
-
-    def __init__(self, clock: IReactorTime, stall_s: float, broken: Callable[[], None]) -> None:
-        self._clock = clock
-        self._stall_s = stall_s
-        self._broken = broken
-        self._call: IDelayedCall | None = None
-
-    def begin(self) -> None:
-        """Something is waited for from now on."""
-        self.end()
-        self._call = self._clock.callLater(self._stall_s, self._broken)
-
-    def end(self) -> None:
-        """It has come."""
-        if self._call is not None and self._call.active():
-            self._call.cancel()
-        self._call = None
-
-
-@implementer(IByteSource)
-class _Incoming:
-    """The stream that arrives on a wire, as something to read from."""
-
-    def __init__(self, wire: Wire, stall_s: float, on_close: Callable[[], None]) -> None:
-        self._wire = wire
-        self._on_close = on_close
-        self._chunks: deque[bytes] = deque()
-        self._unread_bytes = 0
-        self._held = False
-        self._ended = False
-        self._closed = False
-        self._problem: Exception | None = None
-        self.sent: Message | None = None
-        """What was said at the end."""
-        self._waiting: Deferred[bytes] | None = None
-        self._watch = _Watch(wire.clock, stall_s, self._stalled)
-        self._stall_s = stall_s
-
-    @property
-    def unread_bytes(self) -> int:
-        """What is held for the reader."""
-        return self._unread_bytes
-
-    def read(self) -> Deferred[bytes]:
-        """The next chunk."""
-        assert self._waiting is None, "one read at a time"
-        if self._closed:
-            return fail(StreamBroken("the stream was closed by its reader"))
-        if self._chunks:
-            data = self._chunks.popleft()
-            self._unread_bytes -= len(data)
-            self._release()
-            return succeed(data)
-        if self._problem is not None:
-            return fail(self._problem)
-        if self._ended:
-            return succeed(b"")
-        self._waiting = Deferred(self._forget)
-        self._watch.begin()
-        return self._waiting
-
-    def lane(self) -> IncomingLane | None:
-        """A way for a worker's thread to receive what comes next, until it is closed; None when there is none now."""
-        if self._chunks or self._closed or self._ended or self._problem is not None or self._waiting is not None:
-            return None
-        lane = self._wire.lane(receives=True)
-        return None if lane is None else IncomingLane(self._wire, lane)
-
-    def close(self) -> None:
-        """No more is wanted."""
-        if self._closed:
-            return
-        self._closed = True
-        self._chunks.clear()
-        self._unread_bytes = 0
-        self._watch.end()
-        self._release()
-        if not self._ended and self._problem is None:
-            self._on_close()
-
-    def feed(self, data: bytes) -> None:
-        """Bytes have arrived."""
-        if self._closed:
-            return
-        if self._waiting is not None:
-            self._fire().callback(data)
-            return
-        self._chunks.append(data)
-        self._unread_bytes += len(data)
-        if self._unread_bytes > UNREAD_BYTES_MAX and not self._held:
-            self._held = True
-            self._wire.hold()
-
-    def finish(self, sent: Message | None) -> None:
-        """The stream is complete; what was said of it."""
-        self._ended, self.sent = True, sent
-        if self._held:
-            # The connection is free for the next transfer, even while this one is still being read.
-            self._held = False
-            self._wire.unhold()
-        if self._waiting is not None:
-            self._fire().callback(b"")
-
-    def fail(self, problem: Exception) -> None:
-        """The stream is broken; what has arrived can still be read."""
-        if self._ended or self._problem is not None:
-            return
-        self._problem = problem
-        if self._waiting is not None:
-            self._fire().errback(problem)
-
-    def _fire(self) -> Deferred[bytes]:
-        waiting, self._waiting = self._waiting, None
-        assert waiting is not None
-        self._watch.end()
-        return waiting
-
-    def _forget(self, waiting: Deferred[bytes]) -> None:
-        self._waiting = None
-        self._watch.end()
-
-    def _release(self) -> None:
-        if self._held and self._unread_bytes <= UNREAD_BYTES_MAX - DATA_BYTES_MAX:
-            self._held = False
-            self._wire.unhold()
-
-    def _stalled(self) -> None:
-        self.fail(StreamBroken(f"{self._wire.identity} sent nothing for {self._stall_s:g} s"))
-        self._wire.cut()
-
-
-class _Outgoing:
-    """The stream that this side sends on a wire: cut into frames, waiting while the transport is full."""
-
-    def __init__(self, wire: Wire, stall_s: float) -> None:
-        self._wire = wire
-        self._ready = True
-        self._problem: Exception | None = None
-        self._waiting: Deferred[None] | None = None
-        self._watch = _Watch(wire.clock, stall_s, self._stalled)
-        self._stall_s = stall_s
-
-    def write(self, data: bytes) -> Deferred[None]:
-        """Send; fires when the transport takes more."""
-        assert self._waiting is None, "one write at a time"
-        if self._problem is not None:
-            return fail(self._problem)
-        if not self._wire.usable:
-            return fail(StreamBroken(f"the connection to {self._wire.identity} is closed"))
-        for start in range(0, len(data), DATA_BYTES_MAX):
-            piece = data if len(data) <= DATA_BYTES_MAX else data[start : start + DATA_BYTES_MAX]
-            self._wire.send(self._wire.connection.data(piece))
-        if self._ready:
-            return succeed(None)
-        self._waiting = Deferred(self._forget)
-        self._watch.begin()
-        return self._waiting
-
-    def lane(self) -> OutgoingLane | None:
-        """A way for a worker's thread to send what comes next, until it is closed; None when there is none now."""
-        if self._problem is not None or not self._ready or self._waiting is not None:
-            return None
-        lane = self._wire.lane(receives=False)
-        return None if lane is None else OutgoingLane(self._wire, lane)
-
-    def writable(self, ready: bool) -> None:
-        """The transport is full, or has drained."""
-        self._ready = ready
-        if ready and self._waiting is not None:
-            self._fire().callback(None)
-
-    def fail(self, problem: Exception) -> None:
-        """Nothing more can be written."""
-        self._problem = self._problem or problem
-        if self._waiting is not None:
-            self._fire().errback(self._problem)
-
-    def _fire(self) -> Deferred[None]:
-        waiting, self._waiting = self._waiting, None
-        assert waiting is not None
-        self._watch.end()
-        return waiting
-
-    def _forget(self, waiting: Deferred[None]) -> None:
-        self._waiting = None
-        self._watch.end()
-
-    def _stalled(self) -> None:
-        self.fail(StreamBroken(f"{self._wire.identity} took nothing for {self._stall_s:g} s"))
-        self._wire.cut()
-
-
 # --- server ---
 
 
@@ -309,8 +109,8 @@ class BulkServer:
         self._wire = wire
         self._handlers = handlers
         self._stall_s = stall_s
-        self._incoming: _Incoming | None = None
-        self._outgoing: _Outgoing | None = None
+        self._incoming: Incoming | None = None
+        self._outgoing: Outgoing | None = None
         self._work: Deferred[None] | None = None
         self._gives = False
         """Whether the work is a fetch."""
@@ -350,7 +150,7 @@ class BulkServer:
     def _begin(self, event: RequestReceived) -> None:
         self._gives = isinstance(event.message, FetchBlob)
         if isinstance(event.message, StoreBlob | AppendBlob):
-            self._incoming = _Incoming(self._wire, self._stall_s, lambda: None)
+            self._incoming = Incoming(self._wire, self._stall_s, lambda: None)
             work = self._store(event.id, event.message, self._incoming)
         elif isinstance(event.message, StoreBlobs):
             work = self._store_all(event.id, event.message)
@@ -359,7 +159,7 @@ class BulkServer:
         self._work = Deferred.fromCoroutine(work)
         self._work.addErrback(self._failed)
 
-    async def _store(self, number: int, request: StoreBlob | AppendBlob, incoming: _Incoming) -> None:
+    async def _store(self, number: int, request: StoreBlob | AppendBlob, incoming: Incoming) -> None:
         answer: BlobStored | BlobAppended | Refused
         try:
             if self._handlers is None:
@@ -404,7 +204,7 @@ class BulkServer:
         try:
             if not self._wire.usable:
                 return
-            self._outgoing = _Outgoing(self._wire, self._stall_s)
+            self._outgoing = Outgoing(self._wire, self._stall_s)
             self._outgoing.writable(self._ready)
             self._wire.send(self._wire.connection.answer(number, answer))
             while data := await source.read():
@@ -449,8 +249,8 @@ class _BulkClient:
         """Under what the pool keeps it."""
         self._ready = True
         self._answer: Deferred[Any] | None = None
-        self._incoming: _Incoming | None = None
-        self._outgoing: _Outgoing | None = None
+        self._incoming: Incoming | None = None
+        self._outgoing: Outgoing | None = None
 
     @property
     def usable(self) -> bool:
@@ -458,7 +258,7 @@ class _BulkClient:
         return self.wire.usable and self.wire.connection.state is State.IDLE
 
     def begin(
-        self, message: StoreBlob | StoreBlobs | AppendBlob | FetchBlob, outgoing: _Outgoing | None, incoming: _Incoming | None
+        self, message: StoreBlob | StoreBlobs | AppendBlob | FetchBlob, outgoing: Outgoing | None, incoming: Incoming | None
     ) -> Deferred[Any]:
         """Ask; fires with the answer, fails with `Refusal` or `StreamBroken`."""
         self._outgoing, self._incoming = outgoing, incoming
@@ -529,7 +329,7 @@ class OutgoingTransfer:
         self._client = client
         self._answers = BlobStored if isinstance(request, StoreBlob) else BlobAppended
         self._give_back = give_back
-        self._outgoing = _Outgoing(client.wire, stall_s)
+        self._outgoing = Outgoing(client.wire, stall_s)
         self._done = False
         self._result: Any = None
         self._finishing: Deferred[Any] | None = None
@@ -750,7 +550,7 @@ class BulkPool:
             PeerUnreachable, StreamBroken: not connected, or lost before the answer.
         """
         client = await self._client(server_name)
-        incoming = _Incoming(client.wire, self._stall_s, client.wire.cut)
+        incoming = Incoming(client.wire, self._stall_s, client.wire.cut)
         answer = client.begin(request, None, incoming)
         late = self._clock.callLater(timeout_s, answer.cancel)
         # The last byte of the stream, or a refusal, sets the connection free.

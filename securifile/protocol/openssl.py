@@ -82,6 +82,9 @@ class Scratch(threading.local):
 
 scratch = Scratch()
 
+_nowhere: Any = _ffi.new("char **")
+"""For the address of a buffer's content, which nobody asks for."""
+
 
 class Records:
     """One connection's records, made and read in memory. Its caller sees to it that one thread at a time uses it."""
@@ -128,6 +131,11 @@ class Records:
     def came_to_scratch(self, count: int) -> None:
         """So many bytes of records have come, and are in this thread's scratch memory."""
         _library.BIO_write(self._connection._into_ssl, scratch.memory, count)
+
+    def kept_bytes(self) -> int:
+        """How many bytes of records have come that were not read yet."""
+        count: int = _library.BIO_get_mem_data(self._connection._into_ssl, _nowhere)
+        return count + int(_library.SSL_pending(self._connection._ssl))
 
     def read_into(self, memory: Any, room: int) -> tuple[int, Failure | None]:
         """Put what was said, as far as its records are here, into `memory`: how many bytes, and why nothing can come after them, if so."""

@@ -15,7 +15,8 @@ take or have ends the burst, what was not sent goes to Twisted's buffer, and the
 connection holds its lock, the thread for a piece at a time; a lane that was closed takes and gives nothing any more, and so the
 reactor can cut a transfer off within a piece.
 
-While a lane receives, the reactor does not read. It goes on with that in its next round, unless another lane has come by then.
+While a lane receives, the reactor does not read. It goes on with that in its next round, unless another lane has come by then, or it
+was asked only to tell when there is something to read (`watch`), for a lane that takes all of it.
 
 A connection that moved large pieces and has been at rest for a second gives back what OpenSSL took for them: whoever is slow, or keeps
 a connection for later, costs a file descriptor and little memory.
@@ -30,6 +31,7 @@ from __future__ import annotations
 
 import select
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from OpenSSL import SSL
@@ -75,6 +77,8 @@ class LargePieces(BufferingTLSTransport):
     """Whether a lane may have left something that was to be delivered when nothing was wanted."""
     _reading_on: IDelayedCall | None = None
     """Set after a lane that received, until the reactor reads again."""
+    _own_socket: Any = None
+    """A descriptor for lanes, until the connection rests: the reactor's may be closed, and its number used again, at any time."""
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)
@@ -96,8 +100,31 @@ class LargePieces(BufferingTLSTransport):
             # The round of the reactor that is under way may have found that there is something to read before this was said.
             tcp.doRead = _read_nothing  # type: ignore[method-assign]
         self._moves_much()
-        self._lane = Lane(self, tcp.socket.dup(), self._records(), receives)
+        if self._own_socket is None:
+            self._own_socket = tcp.socket.dup()
+        self._lane = Lane(self, self._own_socket, self._records(), receives)
         return self._lane
+
+    def watch(self, told: Callable[[], None]) -> bool:
+        """Read nothing more, and call `told` once, as soon as there is something to read. If no lane is made in it that receives, what has
+        come is delivered as ever. False: there is something already, or it cannot be said now.
+        """
+        tcp = self._tcp
+        if tcp is None or self._lane is not None or not self._handshakeDone or self._aborted or self._lostTLSConnection:
+            return False
+        if self._reading_held or self._read_end is not None or self._records().kept_bytes():
+            return False
+        self._do_not_read_on()
+
+        def tell() -> None:
+            tcp.stopReading()
+            vars(tcp).pop("doRead")
+            self._read_on_later()
+            told()
+
+        tcp.doRead = tell  # type: ignore[method-assign]
+        tcp.startReading()
+        return True
 
     def pauseProducing(self) -> None:
         """Deliver nothing until told to."""
@@ -130,6 +157,9 @@ class LargePieces(BufferingTLSTransport):
         """The connection below is gone."""
         with self._turn:
             self._end_lane()
+            self._close_own_socket()
+            if self._tcp is not None:
+                vars(self._tcp).pop("doRead", None)
             super().connectionLost(reason)
             self._tcp = None
             self._do_not_read_on()
@@ -163,6 +193,11 @@ class LargePieces(BufferingTLSTransport):
     def _end_lane(self) -> None:
         if self._lane is not None:
             self._lane.close()
+
+    def _close_own_socket(self) -> None:
+        if self._own_socket is not None:
+            self._own_socket.close()
+            self._own_socket = None
 
     def lane_closed(self, received: bool) -> None:
         """What a lane left over goes on in the usual way. Called by the lane."""
@@ -246,6 +281,7 @@ class LargePieces(BufferingTLSTransport):
                 self._moved = False
                 self._look_again()
             elif self._tlsConnection is not None:
+                self._close_own_socket()
                 self._records().shrink()
 
     def _flushSendBIO(self, *, few: bool = True) -> None:
@@ -341,7 +377,7 @@ class Lane:
 
     def __init__(self, layer: LargePieces, own_socket: Any, records: Records, receives: bool) -> None:
         """Args:
-        own_socket: a descriptor of its own for the same connection: the layer's may be closed, and its number used again, at any time.
+        own_socket: another descriptor than the reactor's. It stays open while the lane is.
         """
         self.taken = 0
         self.received = 0
@@ -421,7 +457,8 @@ class Lane:
     def _fill(self) -> int | None:
         """Give OpenSSL what the socket has; how many bytes, 0 at its end, None when there are none now."""
         try:
-            came = self._socket.recv_into(scratch.view, READ_BYTES_MAX)
+            # As much as a piece is as records, with a frame's header: the rest of it would be a step of its own.
+            came = self._socket.recv_into(scratch.view, SCRATCH_BYTES)
         except BlockingIOError:
             return None
         except OSError:
@@ -448,7 +485,6 @@ class Lane:
         with self.turn:
             layer, self._layer = self._layer, None
             if layer is not None:
-                self._socket.close()
                 layer.lane_closed(self.receives)
             return self.taken
 

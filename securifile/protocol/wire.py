@@ -235,6 +235,11 @@ class Wire(TwistedProtocol):
         self._lane = make(receives=receives)
         return self._lane
 
+    def watch(self, told: Callable[[], None]) -> bool:
+        """Receive nothing more, and call `told` once when something has come, before it is received: see `LargePieces.watch`."""
+        watch = getattr(self.transport, "watch", None)
+        return watch is not None and self.usable and not self._held and not self._behind and bool(watch(told))
+
     def lane_closed(self, lane: Lane, events: Sequence[Event]) -> None:
         """A lane is over; `events` came behind what it gave."""
         if self._lane is lane:

@@ -23,7 +23,7 @@ from securifile.model.errors import Refusal, StreamBroken
 from securifile.model.ids import AttemptId, EntryId
 from securifile.model.servers import HostPort
 from securifile.node.blobs import POURING_MAX, DiskBlobs
-from securifile.node.bursts import BURST_BYTES, BURST_BYTES_MAX, Burst, take_in
+from securifile.node.bursts import BURST_BYTES, BURST_BYTES_MAX, Burst, take_in, take_in_bursts
 from securifile.node.fanout import Fanout
 from securifile.node.peer_blobs import PeerBlobs
 from securifile.protocol.bulk import BulkPool
@@ -287,6 +287,30 @@ async def test_without_a_lane_nothing_is_taken(tmp_path: Path, worker: ThreadWor
     assert await take_in(Body(rest=b"x"), writer, [None]) is None
     assert await take_in(Body(rest=b""), writer, []) is None
     assert await take_in(Body(rest=b"x"), object(), []) is None
+    await writer.abandon()
+
+
+@attrs.define
+class Pausing(Body):
+    """One whose sender makes a pause after each piece."""
+
+    pauses: int = 0
+
+    def receive(self, bytes_max: int) -> memoryview:
+        return memoryview(b"") if self.poured > self.pauses * PIECE else super().receive(bytes_max)
+
+    def ready(self) -> Deferred[None]:
+        self.pauses += 1
+        return succeed(None)
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_comes_after_a_pause_is_taken_by_a_thread(tmp_path: Path, worker: ThreadWorker) -> None:
+    """The reactor is told that something has come, and reads none of it, until there is nothing that a thread can take."""
+    writer = await (await store_in(tmp_path, worker)).begin(A, DigestAlgorithm.SHA256)
+    body = Pausing(rest=WHOLE[: 3 * PIECE])
+    await take_in_bursts(body, writer)
+    assert (writer.received, body.pauses, body.rest) == (3 * PIECE, 3, b"")
     await writer.abandon()
 
 

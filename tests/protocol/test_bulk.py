@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any, cast
 
 import attrs
 import pytest
 from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
@@ -19,11 +21,12 @@ from securifile.model.errors import Code, DeadlineExceeded, PeerUnreachable, Ref
 from securifile.model.ids import AttemptId, EntryId
 from securifile.model.interfaces import IByteSink, IByteSource
 from securifile.model.staged import StagedUpload
-from securifile.protocol.bulk import UNREAD_BYTES_MAX, BulkPool, OutgoingTransfer
+from securifile.protocol.bulk import BulkPool, OutgoingTransfer
 from securifile.protocol.connection import FEATURES, VOUCHED, WHOLE, PeerIdentity
 from securifile.protocol.messages import AppendBlob, BlobAppended, BlobFollows, BlobSent, BlobStored, FetchBlob, StoreBlob
+from securifile.protocol.streams import UNREAD_BYTES_MAX, Incoming
 from securifile.protocol.wire import Traffic
-from tests.protocol.cluster import Rig
+from tests.protocol.cluster import N1, Rig
 
 ATTEMPT = AttemptId(b"a" * 16)
 STORE = StoreBlob(attempt=ATTEMPT, file=EntryId(b"f" * 16), version=1, algorithm=DigestAlgorithm.SHA256, size=None)
@@ -623,3 +626,21 @@ def test_nothing_is_appended_at_a_server_that_knows_no_resumable_uploads(rig: Ri
         rig.result(pool.append("n1", APPEND))
     assert pool.idle == 1
     assert rig.result(_write_all(begin(rig, pool), [b"abc"])).size == 3
+
+
+def test_a_stream_that_is_watched_for_may_stall_no_longer_than_one_that_is_read() -> None:
+    """Whoever waits until something has come hears of its end, and after a while in which nothing came the connection is cut."""
+    clock = Clock()
+    cut: list[float] = []
+    wire: Any = SimpleNamespace(clock=clock, identity=N1, watch=lambda told: True, cut=lambda: cut.append(clock.seconds()))
+    for broken in (True, False):
+        incoming = Incoming(wire, 10.0, lambda: None)
+        ready = incoming.ready()
+        assert not ready.called
+        if broken:
+            clock.advance(10)
+        else:
+            incoming.finish(None)
+        assert ready.called
+        clock.advance(20)
+    assert cut == [10.0]

@@ -504,6 +504,75 @@ async def test_who_wants_nothing_gets_nothing_after_a_lane(thread: Thread) -> No
         await server.until(lambda: server.got == b"hellomore")
 
 
+@pytest_twisted.ensureDeferred
+async def test_who_watches_is_told_before_anything_is_read(thread: Thread) -> None:
+    """Once for each time it asks, and a lane that is made then gets all that has come."""
+    async with connected() as (server, client):
+        await spoken(server, client)
+        receiving = Receiving(thread)
+        for number in range(3):
+            told: Deferred[None] = Deferred()
+            assert server.to.watch(partial(told.callback, None))
+            client.to.write(b"%d" % number * 100_000)
+            await told
+            while len(receiving.got) < (number + 1) * 100_000:
+                await receiving.burst(server, (number + 1) * 100_000 - len(receiving.got))
+        assert receiving.got == b"0" * 100_000 + b"1" * 100_000 + b"2" * 100_000
+        assert server.got == b"hello"
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_was_watched_for_is_delivered_if_nobody_takes_it() -> None:
+    """Who watches and then makes no lane loses nothing; and one that is told to pause is told nothing until it goes on."""
+    async with connected() as (server, client):
+        await spoken(server, client)
+        told: list[bytes] = []
+        assert server.to.watch(lambda: told.append(server.got))
+        server.to.pauseProducing()
+        client.to.write(b"one")
+        await client.until(lambda: not client.paused)
+        assert not told
+        server.to.resumeProducing()
+        await server.until(lambda: server.got == b"helloone")
+        assert told == [b"hello"]
+        client.to.write(b"two")
+        await server.until(lambda: server.got == b"helloonetwo")
+        assert len(told) == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_when_there_is_nothing_to_watch_for(thread: Thread) -> None:
+    """Before the handshake, beside a lane, for one that is paused, behind the end, and when something has come and was not taken."""
+    async with connected() as (server, client):
+        early = client.to.watch(lambda: None)
+        await spoken(server, client)
+        lane = server.to.lane(receives=True)
+        beside = server.to.watch(lambda: None)
+        client.to.write(b"a lot" * 1000)
+        await Receiving(thread).by(lane, 1)
+        more = server.to.watch(lambda: None)
+        await server.until(lambda: len(server.got) == len(b"hello") + 4999)
+        server.to.pauseProducing()
+        assert (early, beside, more, server.to.watch(lambda: None)) == (False, False, False, False)
+        server.to.resumeProducing()
+        client.to.abortConnection()
+        await server.until(lambda: server.lost is not None)
+        assert not server.to.watch(lambda: None)
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_end_that_is_watched_for() -> None:
+    """It is told, and the reactor's thread hears of it."""
+    async with connected() as (server, client):
+        await spoken(server, client)
+        told: list[bool] = []
+        assert server.to.watch(lambda: told.append(True))
+        client.to.unregisterProducer()
+        client.to.loseConnection()
+        await server.until(lambda: server.lost is not None)
+        assert told == [True]
+
+
 @pytest.mark.parametrize("how", ["the connection is cut", "the client says goodbye", "the client goes"])
 @pytest_twisted.ensureDeferred
 async def test_an_end_that_a_lane_meets(thread: Thread, how: str) -> None:
