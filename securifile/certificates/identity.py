@@ -28,7 +28,8 @@ BACKDATED_S = 86_400
 """How long before its making a certificate is valid: a peer's clock may be behind."""
 
 IDENTITY_FILE = "identity.pem"
-_TRUST_FILES = {"root": "trust.pem", "servers": "servers.pem", "people": "people.pem"}
+SERVERS_FILE = "servers.pem"
+_TRUST_FILES = {"root": "trust.pem", "servers": SERVERS_FILE, "people": "people.pem"}
 
 
 def new_key() -> ec.EllipticCurvePrivateKey:

@@ -44,6 +44,7 @@ from securifile.node.fronts.supervisor import Acceptor, Fronts
 from securifile.node.fronts.tunnel import NodeEnds, TunnelHttpFactory
 from securifile.node.index import Index
 from securifile.node.node_api import NodeContents, node_app, node_metrics
+from securifile.node.sentinel.supervisor import Supervisor
 from securifile.node.worker import ThreadWorker
 from securifile.process import CannotStart, say_gone, say_ready, settle, stop_unstarted, take_folder
 from securifile.protocol.connection import PeerIdentity
@@ -192,13 +193,14 @@ class NodeService(Service):
         await self._listen_to_peers(node, index, me.identity, current, world.traffic)
         await node.start()
         self._undo.append(node.stop)
+        sentinel = self._watched(me, node, index)
         sender.startService()
         self._undo.append(sender.stopService)
         if self._options.site is not None:
             copy = copying(self._options.site, spool, reactor=self._reactor, random=os.urandom, tls=tls)
             copy.startService()
             self._undo.append(copy.stopService)
-        await self._listen_to_people(node, index, certificate, world.traffic, blobs)
+        await self._listen_to_people(node, index, certificate, world.traffic, blobs, sentinel.lifeline)
         self._renew_later(node.acting, identity, current, certificate)
 
     async def _identity(self, url: str, address: HostPort) -> tuple[Identity, Membership]:
@@ -252,7 +254,25 @@ class NodeService(Service):
         self._undo.append(factory.close_all)
         self._undo.append(port.stopListening)
 
-    async def _listen_to_people(self, node: Node, index: Index, certificate: HttpsCertificate, traffic: Traffic, blobs: DiskBlobs) -> None:
+    def _watched(self, me: Self, node: Node, index: Index) -> Supervisor:
+        """Have the others told when this process has ended."""
+        sentinel = Supervisor(
+            self._reactor,
+            here=me.identity,
+            boot=me.boot,
+            data=self._options.data,
+            tls=self._options.tls,
+            servers=node.cluster.roster.servers.values,
+            random=os.urandom,
+        )
+        index.listen(sentinel.learn)
+        sentinel.start()
+        self._undo.append(sentinel.stop)
+        return sentinel
+
+    async def _listen_to_people(
+        self, node: Node, index: Index, certificate: HttpsCertificate, traffic: Traffic, blobs: DiskBlobs, lifeline: int
+    ) -> None:
         tls = self._options.tls
         draft = DraftApi(node.resumable, node.cluster.roster, node.acting.wall)
         api = SharedApi(
@@ -281,13 +301,15 @@ class NodeService(Service):
         factory = http_factory(app, self._reactor, HttpLimits(), wall=time.time)
         listening = tls_only(https_factory(self._reactor, certificate, factory), HTTPS_ONLY) if tls else plain_only(factory)
         if self._options.https_processes:
-            self._listen_with_fronts(node, index, blobs, app, factory, listening)
+            self._listen_with_fronts(node, index, blobs, app, factory, listening, lifeline)
             return
         port = await self._endpoint(self._options.https_port).listen(listening)
         self._undo.append(lambda: factory.shut_down(SHUT_DOWN_S))
         self._undo.append(port.stopListening)
 
-    def _listen_with_fronts(self, node: Node, index: Index, blobs: DiskBlobs, app: Any, factory: HttpFactory, listening: Any) -> None:
+    def _listen_with_fronts(
+        self, node: Node, index: Index, blobs: DiskBlobs, app: Any, factory: HttpFactory, listening: Any, lifeline: int
+    ) -> None:
         options = self._options
         limits = HttpLimits()
         tunnelled = TunnelHttpFactory(app, self._reactor, limits, None, time.time)
@@ -306,6 +328,7 @@ class NodeService(Service):
             suspect=node.suspect,
             wall=node.acting.wall,
             tunnels=NodeEnds(tunnelled),
+            lifeline=lifeline,
         )
         blobs.on_leaving = fronts.left
         acceptor = Acceptor(self._reactor, options.listen, options.https_port, fronts.give, listening)

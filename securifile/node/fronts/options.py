@@ -6,8 +6,8 @@ from pathlib import Path
 
 import attrs
 
-CONTROL, HANDOVER, SCOREBOARD = 3, 4, 5
-"""The descriptors that a front finds when it starts."""
+CONTROL, HANDOVER, SCOREBOARD, LIFELINE = 3, 4, 5, 6
+"""The descriptors that a front finds when it starts. It has nothing to do with the last one but to have it: see `node/sentinel`."""
 
 
 @attrs.frozen(kw_only=True)

@@ -34,7 +34,7 @@ from securifile.model.ids import AttemptId
 from securifile.node.cluster import Cluster
 from securifile.node.fronts import control as c
 from securifile.node.fronts.handover import Taking, hand, pair
-from securifile.node.fronts.options import CONTROL, HANDOVER, SCOREBOARD, FrontOptions
+from securifile.node.fronts.options import CONTROL, HANDOVER, LIFELINE, SCOREBOARD, FrontOptions
 from securifile.node.fronts.scoreboard import Scoreboard, make_memory
 from securifile.node.fronts.tunnel import NodeEnds, noted_address
 from securifile.node.index import Index
@@ -78,6 +78,7 @@ class Fronts:
         suspect: Callable[[AttemptId, str], None],
         wall: Callable[[], float],
         tunnels: NodeEnds,
+        lifeline: int,
     ) -> None:
         """Nothing is started yet.
 
@@ -88,6 +89,7 @@ class Fronts:
             credentials_of: the present `credentials` number of a person.
             suspect: told of a blob that a front could not read.
             tunnels: the HTTP interface of the node process.
+            lifeline: a descriptor for each of them, to be kept until it ends.
         """
         self.reactor = reactor
         self._count = count
@@ -99,6 +101,7 @@ class Fronts:
         self.suspect = suspect
         self._wall = wall
         self.tunnels = tunnels
+        self.lifeline = lifeline
         self.memory = make_memory(count)
         self.board = Scoreboard(self.memory, count)
         self.board.withdraw()
@@ -276,7 +279,15 @@ class Place:
                 sys.executable,
                 [sys.executable, "-P", "-m", "securifile.node.fronts", *fronts.options(self.number).arguments],
                 env=os.environ | {"PYTHONPATH": paths},
-                childFDs={0: 0, 1: 1, 2: 2, CONTROL: its_control.fileno(), HANDOVER: its_handover.fileno(), SCOREBOARD: fronts.memory},
+                childFDs={
+                    0: 0,
+                    1: 1,
+                    2: 2,
+                    CONTROL: its_control.fileno(),
+                    HANDOVER: its_handover.fileno(),
+                    SCOREBOARD: fronts.memory,
+                    LIFELINE: fronts.lifeline,
+                },
             )
             self.pid = self._process.pid
             reactor.adoptStreamConnection(control.fileno(), socket.AF_UNIX, _One(self._control))
