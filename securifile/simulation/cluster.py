@@ -41,6 +41,7 @@ from securifile.node.composition import Node, Self, Stores
 from securifile.node.draft_api import DraftApi
 from securifile.node.index import Index
 from securifile.node.node_api import NodeContents, node_app, node_metrics
+from securifile.protocol.connection import PeerIdentity
 from securifile.protocol.messages import RepairSelf
 from securifile.protocol.transport import ControlAndBulkFactory
 from securifile.protocol.wire import claimed
@@ -50,6 +51,7 @@ from securifile.simulation.clock import ProcessClock, VirtualTime
 from securifile.simulation.database import DatabaseServer, SimulatedDatabase
 from securifile.simulation.disk import SimulatedFiles, SimulatedWorker
 from securifile.simulation.network import Weather
+from securifile.simulation.sentinel import SimulatedSentinel
 from securifile.sql import directory
 from securifile.sql.sqlite import SqliteDatabase
 from securifile.workers import InlineWorker
@@ -125,6 +127,8 @@ class Machine:
         self.audit: list[AuditRecord] = []
         self.life: Life | None = None
         self.lives = 0
+        self.sentinels: list[SimulatedSentinel] = []
+        """Of the lives that are over."""
         self.paused = False
         self.dark = False
         self._key = ec.derive_private_key(int.from_bytes(chance.stream("key").random(31), "big") + 1, ec.SECP256R1())
@@ -144,6 +148,11 @@ class Machine:
     def address(self) -> HostPort:
         """Of the protocol port."""
         return HostPort(self.name, PROTOCOL_PORT)
+
+    @property
+    def identity(self) -> PeerIdentity:
+        """How other servers know it."""
+        return PeerIdentity(cluster=CLUSTER, kind=self.kind, name=self.name)
 
     @property
     def url(self) -> str:
@@ -417,11 +426,22 @@ class SimulatedCluster:
         self.machines[name].files.restart()
         self.network.crash(name)
 
+    def tell_end(self, name: str, after_s: float) -> None:
+        """Have the other servers told that the present life of a node is over, so long from now: by its sentinel, after it has crashed."""
+        machine = self.machines[name]
+        assert machine.life is not None, f"{name} has no process"
+        clock = ProcessClock(self.time)
+        sentinel = SimulatedSentinel(clock, self.network.connector_of(name, clock), machine.identity, machine.life.boot)
+        machine.sentinels.append(sentinel)
+        sentinel.tell([(other.address, other.identity) for other in self.machines.values() if other is not machine], after_s)
+
     def cut_power(self, name: str) -> None:
         """The machine loses its power; what was not certain is lost."""
         self._die(name)
         machine = self.machines[name]
         machine.dark = True
+        for sentinel in machine.sentinels:
+            sentinel.clock.die()
         self.network.go_dark(name)
         machine.lose_power()
 
@@ -462,6 +482,8 @@ class SimulatedCluster:
         what stands in their `finally` would run: in a process that does not exist any more, and at another moment in each run.
         """
         self._graveyard.clear()
+        for machine in self.machines.values():
+            machine.sentinels.clear()
         self.network.buried.clear()
 
     def set_wall(self, name: str, ahead_s: float) -> None:

@@ -18,6 +18,11 @@ from securifile.simulation.cluster import DATA, SimulatedCluster
 
 BLOBS = f"{DATA}/blobs/"
 
+TOLD = 0.7
+"""How often a sentinel survives the process that it watches."""
+TOLD_WITHIN_S = (0.05, 0.05, 3.0)
+"""How long it takes at most to say so: usually nothing, sometimes so long that the next process is there."""
+
 Ending = Callable[[], None]
 
 
@@ -129,7 +134,7 @@ class Storm:
         admin = target or chance.pick(cluster.admins)
         match kind:
             case "crash":
-                return self._kill(node, power=False)
+                return self._kill(node, power=False, told=chance.happens(TOLD))
             case "power":
                 return self._kill(node, power=True)
             case "power-all":
@@ -198,15 +203,17 @@ class Storm:
             case _:
                 raise AssertionError(kind)
 
-    def _kill(self, name: str, *, power: bool) -> tuple[str, Ending] | None:
+    def _kill(self, name: str, *, power: bool, told: bool = False) -> tuple[str, Ending] | None:
         cluster = self._cluster
         if cluster.machines[name].life is None:
             return None
+        if told:
+            cluster.tell_end(name, self._chance.between(0.005, self._chance.pick(TOLD_WITHIN_S)))
         if power:
             cluster.cut_power(name)
         else:
             cluster.crash(name)
-        return f"{name}{' power' if power else ''}", lambda: self._start([name])
+        return f"{name}{' power' if power else ''}{' told' if told else ''}", lambda: self._start([name])
 
     def _kill_all(self) -> tuple[str, Ending] | None:
         names = [name for name, machine in self._cluster.machines.items() if machine.life is not None]

@@ -126,6 +126,24 @@ class Hasty(Node):
         spreading.spread = lambda position, facts, known_by=(): succeed(None)
 
 
+class Hopeful(Node):
+    """Takes a node for ended whose connection is lost."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        cluster: Any = self.cluster
+        cluster.lives.is_over = lambda name, admitted, epoch: not cluster.is_available(name)
+
+
+class Hearsay(Node):
+    """Takes a node for ended when any process of it has, and not only that which was admitted."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        lives: Any = self.cluster.lives
+        lives.is_over = lambda name, admitted, epoch: bool(lives._over.get(name))
+
+
 class Unlocked(Node):
     """Lets any number of people modify a file at once."""
 
@@ -168,10 +186,12 @@ class Careless(Catalogue):
 MUTANTS = {
     "block check on reads": attrs.evolve(ROTTEN, parts=Parts(blobs=Blind)),
     "catch-up": attrs.evolve(AWAY, parts=Parts(node=Premature)),
+    "evidence of an end": attrs.evolve(AWAY, parts=Parts(node=Hopeful)),
     "fsync": Scene(seed=0, seconds=20, climate=Climate(weights=(("power", 3), ("power-all", 1))), parts=Parts(obeys_fsync=False)),
     "locks and compare-and-swap": attrs.evolve(CONTENTION, parts=Parts(node=Unlocked, catalogue=Careless)),
     "spreading": attrs.evolve(AWAY, parts=Parts(node=Hasty)),
     "standing": Scene(seed=0, seconds=20, climate=Climate(), parts=Parts(node=Servile)),
     "verification": attrs.evolve(RETURNING, parts=Parts(node=Credulous)),
 }
-"""By what is missing. For the compare-and-swap alone, and what a lock alone is good for, `test_runs.py` tells a story each."""
+"""By what is missing. For the compare-and-swap alone, and what a lock alone is good for, `test_runs.py` tells a story each; and
+`test_sentinels.py` of whose life has ended."""
