@@ -1,7 +1,7 @@
 """Things that come one by one and are cheaper done together: one trip, one message, one wait for the disk serves many.
 
-While a batch is under way, what comes gathers for the next one. So nobody waits for company: the first goes at once, and the more there is
-to do, the larger the batches are.
+While a batch is under way, what comes gathers for the next one. So nobody waits for company: the first goes at once, or with all that comes
+in the same turn of the reactor, and the more there is to do, the larger the batches are.
 """
 
 from __future__ import annotations
@@ -30,12 +30,19 @@ class Batches(Generic[T, R]):
     """Does things in batches, one after the other."""
 
     def __init__(
-        self, work: Callable[[Sequence[T]], Deferred[Sequence[R | Exception]]], *, size: Callable[[T], int], items_max: int, bytes_max: int
+        self,
+        work: Callable[[Sequence[T]], Deferred[Sequence[R | Exception]]],
+        *,
+        size: Callable[[T], int],
+        items_max: int,
+        bytes_max: int,
+        soon: Callable[[Callable[[], None]], object] = lambda begin: begin(),
     ) -> None:
         """Args:
         work: does a batch, and tells what became of each in the same order; when it fails, all of them fail with that.
         size: of a thing, in bytes.
         items_max, bytes_max: of a batch; one thing is always taken.
+        soon: calls a function, at once or in the reactor's next turn.
         """
         self._work = work
         self._size = size
@@ -44,6 +51,8 @@ class Batches(Generic[T, R]):
         self._waiting: deque[_Item[T, R]] = deque()
         self._under_way: list[_Item[T, R]] = []
         self._working: Deferred[Sequence[R | Exception]] | None = None
+        self._soon = soon
+        self._beginning = False
 
     def do(self, thing: T) -> Deferred[R]:
         """Do it, with the next batch.
@@ -52,10 +61,13 @@ class Batches(Generic[T, R]):
         """
         item: _Item[T, R] = _Item(thing, self._forget)
         self._waiting.append(item)
-        self._begin()
+        if not self._under_way and not self._beginning:
+            self._beginning = True
+            self._soon(self._begin)
         return item.result
 
     def _begin(self) -> None:
+        self._beginning = False
         while self._waiting and not self._under_way:
             size = 0
             while self._waiting and len(self._under_way) < self._items_max:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import attrs
 from twisted.internet.defer import Deferred, succeed
@@ -110,3 +110,30 @@ def test_work_that_answers_at_once() -> None:
     heard: list[str] = []
     some.do("a").addCallback(heard.append).addCallback(lambda _: some.do("b")).addCallback(heard.append)
     assert heard == ["A", "B"]
+
+
+def test_what_comes_in_one_turn_of_the_reactor_is_one_batch() -> None:
+    """Where the next turn is waited for, the first does not go ahead alone; what comes while a batch is under way waits for no turn."""
+    work, turns = Work(), list[Callable[[], None]]()
+    some: Batches[str, str] = Batches(work, size=len, items_max=4, bytes_max=10, soon=turns.append)
+    waiting = [some.do(thing) for thing in "abc"]
+    assert (work.asked, len(turns)) == ([], 1)
+    turns.pop()()
+    assert work.asked == [["a", "b", "c"]]
+    waiting.append(some.do("d"))
+    assert turns == []
+    work.done()
+    work.done()
+    assert work.asked == [["a", "b", "c"], ["d"]]
+    assert results(*waiting) == ["A", "B", "C", "D"]
+
+
+def test_what_is_taken_back_before_its_turn_is_not_done() -> None:
+    """And with it gone there is nothing to do."""
+    work, turns = Work(), list[Callable[[], None]]()
+    some: Batches[str, str] = Batches(work, size=len, items_max=4, bytes_max=10, soon=turns.append)
+    given_up = some.do("a")
+    assert results(given_up) == []
+    given_up.cancel()
+    turns.pop()()
+    assert work.asked == []

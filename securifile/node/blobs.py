@@ -85,7 +85,11 @@ class DiskBlobs:
         clock: IReactorTime,
         files: Files = OS_FILES,
         reserve_bytes: int = RESERVE_BYTES,
+        soon: Callable[[Callable[[], None]], object] = lambda begin: begin(),
     ) -> None:
+        """Args:
+        soon: calls a function in the reactor's next turn, so that what comes in one turn goes to the disk together; at once if not given.
+        """
         self._folder = BlobFolder(directory, files, reserve_bytes)
         self.worker = worker
         self.staged_folder = StagedFolder(self._folder)
@@ -95,10 +99,14 @@ class DiskBlobs:
         self._clock = clock
         self._writing: set[AttemptId] = set()
         self._keeping: Batches[WholeBlob, BlobSummary] = Batches(
-            lambda blobs: worker.do(self._folder.keep_all, blobs), size=_length, items_max=KEEP_MAX, bytes_max=KEEP_BYTES_MAX
+            lambda blobs: worker.do(self._folder.keep_all, blobs),
+            size=_length,
+            items_max=KEEP_MAX,
+            bytes_max=KEEP_BYTES_MAX,
+            soon=soon,
         )
         self._noting: Batches[tuple[AttemptId, int, Position], None] = Batches(
-            lambda notes: worker.do(self._folder.note_commits, notes), size=lambda _: 0, items_max=NOTE_MAX, bytes_max=0
+            lambda notes: worker.do(self._folder.note_commits, notes), size=lambda _: 0, items_max=NOTE_MAX, bytes_max=0, soon=soon
         )
         self._on_their_way: dict[AttemptId, list[Deferred[None]]] = {}
         """Whole blobs that are being kept, and who waits until they are."""

@@ -150,7 +150,13 @@ class NodeService(Service):
         )
         worker = ThreadWorker(self._reactor, WORKERS, "node")
         self._undo.append(worker.stop)
-        blobs = DiskBlobs(directory=str(folder), worker=worker, clock=self._reactor, reserve_bytes=options.reserve_bytes)
+        blobs = DiskBlobs(
+            directory=str(folder),
+            worker=worker,
+            clock=self._reactor,
+            reserve_bytes=options.reserve_bytes,
+            soon=lambda begin: self._reactor.callLater(0, begin),
+        )
         await blobs.recover()
         index = await self._index(folder / "index.sqlite")
         spool = Spool(folder / "audit", boot=me.boot, version=__version__, worker=worker, clock=self._reactor)

@@ -41,6 +41,7 @@ from securifile.model.roles import Action, Role
 from securifile.model.serving import serving_order
 from securifile.node.acting import Acting, no_catalogue
 from securifile.node.cluster import Cluster
+from securifile.node.company import Company, Guest
 from securifile.node.fanout import Fanout, WholeFanout
 from securifile.node.locks import Lock
 from securifile.protocol import messages as m
@@ -54,6 +55,10 @@ OUTCOME_S = 10.0
 """How long the outcome of a commit is asked for before the client hears that it is unknown."""
 
 OUTCOME_AGAIN_S = 0.2
+
+COMPANY_S = 0.02
+"""How long a small upload that could be stored now waits for those that are being locked, at most: what a node takes to read and to judge
+some tens of them. One that comes alone has nobody to wait for."""
 
 Header = Callable[[str], str | None]
 """Gives a header of a request by its name in small letters."""
@@ -92,6 +97,11 @@ class Asked:
     """Hash of what must be equal when an Idempotency-Key comes again."""
     relay: bool
 
+    @property
+    def is_small(self) -> bool:
+        """Whether the body is whole in memory before it is stored."""
+        return self.size is not None and self.size <= WHOLE_BYTES_MAX
+
 
 class Uploads:
     """Takes uploads on one node."""
@@ -126,6 +136,8 @@ class Uploads:
         self._transfers = transfers
         self._random = random
         self._below = below
+        self._company = Company(clock, COMPANY_S)
+        """Of small uploads, on their way to where they are stored."""
         self.under_way: set[AttemptId] = set()
         """Attempts that began here and have not ended: nobody may ask the catalogue to abandon them."""
 
@@ -140,6 +152,18 @@ class Uploads:
         if elsewhere is not None:
             return elsewhere
         attempt = AttemptId(self._random(16))
+        guest = self._company.expect() if asked.is_small else None
+        try:
+            committed = await self._lock_and_make(request, access, target, plan, asked, attempt, guest)
+        finally:
+            if guest is not None:
+                guest.leave()
+        await self._acting.spread(committed.position, committed.facts, committed.known_by)
+        return self._answer(access, committed, target)
+
+    async def _lock_and_make(
+        self, request: Request, access: Access, target: Target, plan: Plan, asked: Asked, attempt: AttemptId, guest: Guest | None
+    ) -> m.Committed:
         first = self.first_granter(plan)
         lock = await self._cluster.locks.take(plan.lock, attempt, access.signed_in.username, first)
         self.under_way.add(attempt)
@@ -147,14 +171,13 @@ class Uploads:
             fixed = await self.plan(request.header, access, target)
             if fixed.lock != plan.lock:
                 raise Refusal(Code.CONFLICT, "Someone else created or deleted this path at the same time. Look at it, then upload again.")
-            committed = await self._make(request, access, fixed, asked, attempt, lock)
+            committed = await self._make(request, access, fixed, asked, attempt, lock, guest)
             if committed.attempt == attempt:
                 lock.release(committed.known_by)
+            return committed
         finally:
             self.under_way.discard(attempt)
             lock.release()
-        await self._acting.spread(committed.position, committed.facts, committed.known_by)
-        return self._answer(access, committed, target)
 
     def first_granter(self, plan: Plan) -> str:
         """Whose lease comes first: the acting origin's, even when this node relays, so that two starters ask the same one."""
@@ -298,7 +321,9 @@ class Uploads:
 
     # --- 3 and 4: stream and seal ---
 
-    async def _make(self, request: Request, access: Access, plan: Plan, asked: Asked, attempt: AttemptId, lock: Lock) -> m.Committed:
+    async def _make(
+        self, request: Request, access: Access, plan: Plan, asked: Asked, attempt: AttemptId, lock: Lock, guest: Guest | None
+    ) -> m.Committed:
         settings = self._cluster.roster.settings
         size = asked.size or 0
         preferred = () if plan.before is None else plan.before.version.holders
@@ -309,8 +334,8 @@ class Uploads:
             found = place(1, room=room, size=size, preferred=preferred, below=self._below)
             return found[0] if found else None
 
-        if asked.size is not None and asked.size <= WHOLE_BYTES_MAX:
-            return await self._make_whole(request, access, plan, asked, attempt, lock, chosen, replacement)
+        if guest is not None:
+            return await self._make_whole(request, access, plan, asked, attempt, lock, chosen, replacement, guest)
         writer = await self._blobs.begin(attempt, settings.digest)
         fanout = Fanout(
             clock=self._clock,
@@ -345,8 +370,12 @@ class Uploads:
         lock: Lock,
         chosen: Sequence[str],
         replacement: Callable[[Sequence[str]], str | None],
+        guest: Guest,
     ) -> m.Committed:
         """As the rest of `_make`, for a body that is small: it is stored everywhere at once when it is complete."""
+        if not request.body.ended:
+            # A client that is slow holds up nobody.
+            guest.leave()
         reasons: list[str] = []
         pieces: list[bytes] = []
         transfer = self.watch(request, access, plan, reasons)
@@ -361,6 +390,7 @@ class Uploads:
             hasher = other.hasher()
             hasher.update(blob.data)
             _check_digest(other, hasher.digest(), expected)
+        await guest.arrive()
         fanout = WholeFanout(
             clock=self._clock, pool=self._pool, is_available=self._cluster.is_available, blob=blob, replacement=replacement
         )

@@ -490,6 +490,7 @@ class BulkPool:
                 size=lambda blob: len(blob.data),
                 items_max=WHOLE_MAX,
                 bytes_max=DATA_BYTES_MAX,
+                soon=lambda begin: self._clock.callLater(0, begin),
             )
         return batches.do(blob)
 

@@ -505,7 +505,14 @@ class SimulatedCluster:
 
     async def _start_node(self, life: Life) -> None:
         machine, clock = life.machine, life.clock
-        blobs = self.parts.blobs(directory=DATA, worker=life.worker, clock=clock, files=machine.files, reserve_bytes=0)
+        blobs = self.parts.blobs(
+            directory=DATA,
+            worker=life.worker,
+            clock=clock,
+            files=machine.files,
+            reserve_bytes=0,
+            soon=lambda begin: clock.callLater(0, begin),
+        )
         await blobs.recover()
         index = Index(machine.index, clock.wall)
         await index.open()
