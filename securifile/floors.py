@@ -92,6 +92,7 @@ FLOORS: dict[str, int] = {
     # the rooms where work is done by hand
     "securifile.admin.*": HANDS,
     "securifile.client.*": HANDS,
+    "securifile.node.pack_format": DECISIONS,
     "securifile.node.sidecars": DECISIONS,
     "securifile.node.*": HANDS,
     "securifile.sql.*": HANDS,

@@ -43,7 +43,7 @@ class AtHand:
         if kept is None:
             return None
         size = kept.loaded.sidecar.size
-        data = self._files.read_at_once(kept.descriptor, size, 0)
+        data = self._files.read_at_once(kept.descriptor, size, kept.loaded.start)
         if data is None or len(data) != size or (size and not kept.loaded.good(0, data)):
             self._let_go(attempt)
             return None

@@ -2,6 +2,7 @@
 
     blobs/ab/abcd...        exactly the bytes; named by the attempt
     blobs/ab/abcd....meta   its sidecar (`sidecars.py`)
+    blobs/ab/abcd....pack   in place of both, for small ones that came together: a name of the file that they share (`packs.py`)
     incoming/               both, while they are being written; same file system, so that a rename moves them
     uploads/                resumable uploads (`staged_folder.py`); their bytes are linked to their place
     quarantine/             what must not be served and is kept for the operator, each with a `.reason`
@@ -30,7 +31,7 @@ import errno
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import attrs
@@ -38,7 +39,8 @@ import attrs
 from securifile.model.entries import BlobSummary, Sidecar, WholeBlob
 from securifile.model.errors import BlobExists, CorruptBlock, DiskFull, NoSuchBlob, StreamBroken
 from securifile.model.ids import AttemptId, Position
-from securifile.node.files import Files
+from securifile.node.files import Files, readable
+from securifile.node.packs import Packs
 from securifile.node.sidecars import (
     BLOCK_BYTES,
     BlockChecksums,
@@ -51,9 +53,8 @@ from securifile.node.sidecars import (
 )
 
 _META = ".meta"
+_PACK = ".pack"
 _REASON = ".reason"
-RESERVE_STEP_BYTES = 1024 * 1024
-"""After so many of a blob the file system is asked again what it has left: it is as many system calls as writing, otherwise."""
 _SHARDS = tuple(f"{number:02x}" for number in range(256))
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
@@ -70,39 +71,6 @@ class Recovery:
     """Blobs set aside, each with the reason."""
 
 
-class _Keeping:
-    """A whole blob on its way to the disk."""
-
-    def __init__(self, blob: WholeBlob) -> None:
-        hasher, checksums = blob.algorithm.hasher(), BlockChecksums()
-        hasher.update(blob.data)
-        checksums.update(blob.data)
-        self.blob = blob
-        self.checksums = checksums.digest()
-        self.sidecar = Sidecar(
-            attempt=blob.attempt,
-            file=blob.file.value,
-            version=blob.version,
-            size=len(blob.data),
-            digest=hasher.digest(),
-            algorithm=blob.algorithm,
-            committed_at=None,
-        )
-        self.descriptors: list[int] = []
-        self.begun = False
-        """Whether there may be something of it: what is there under its name is not another's."""
-        self.error: Exception | None = None
-
-    def take(self, step: Callable[[_Keeping], None]) -> None:
-        """Do the next step, unless one has failed."""
-        if self.error is None:
-            try:
-                with no_room_is_disk_full():
-                    step(self)
-            except Exception as error:  # of this blob; the others are not concerned
-                self.error = error
-
-
 class BlobFolder:
     """The steps. Different attempts may be worked on at once; one attempt by one thread at a time."""
 
@@ -113,6 +81,7 @@ class BlobFolder:
         self._quarantine = os.path.join(self.root, "quarantine")
         self._reserve_bytes = reserve_bytes
         self.files = files
+        self.packs = Packs(files, os.path.join(self.root, "packs"), self._incoming, self._packed)
 
     # --- opening the store ---
 
@@ -122,13 +91,19 @@ class BlobFolder:
         leftovers = self._clear_incoming()
         blobs = used = 0
         quarantined: list[tuple[AttemptId, str]] = []
+        for name, problem in self.packs.recover(self._is_here).items():
+            self._put_aside(os.path.join(self.packs.folder, name), name + _PACK, problem)
+            quarantined.append((AttemptId.parse(name), problem))
         for attempt, names in self._found():
-            size = self.files.length(self._data(attempt))
+            leftovers += self._clear_doubles(attempt, names)
+            packed = self.packs.look(attempt)
+            size = self.files.length(self._data(attempt)) if packed is None else packed[0]
             if size is None:
                 self.files.remove(self._meta(attempt))
                 leftovers += 1
                 continue
-            if (reason := self._complaint(attempt, names, size)) is not None:
+            reason = self._complaint(attempt, names, size) if packed is None else packed[1]
+            if reason is not None:
                 self.set_aside(attempt, reason)
                 quarantined.append((attempt, reason))
                 continue
@@ -136,8 +111,17 @@ class BlobFolder:
             used += size
         return Recovery(blobs=blobs, used_bytes=used, leftovers=leftovers, quarantined=tuple(quarantined))
 
+    def _clear_doubles(self, attempt: AttemptId, names: set[str]) -> int:
+        """Remove what a crash has left of the files that a blob was being given in place of the pack, which is as good; how many."""
+        doubles = names - {str(attempt) + _PACK}
+        if len(doubles) == len(names):
+            return 0
+        for name in doubles:
+            self.files.remove(os.path.join(self._shard(attempt), name))
+        return len(doubles)
+
     def _make_directories(self) -> None:
-        for directory in (self.root, self._blobs, self._incoming, self._quarantine):
+        for directory in (self.root, self._blobs, self._incoming, self._quarantine, self.packs.folder):
             self.files.make_directory(directory)
         there = set(self.files.names(self._blobs))
         for shard in _SHARDS:
@@ -159,8 +143,8 @@ class BlobFolder:
             by_attempt: dict[AttemptId, set[str]] = {}
             for name in self.files.names(os.path.join(self._blobs, shard)):
                 with suppress(ValueError):
-                    attempt = AttemptId.parse(name.removesuffix(_META))
-                    if name in (str(attempt), str(attempt) + _META) and name.startswith(shard):
+                    attempt = AttemptId.parse(name.removesuffix(_META).removesuffix(_PACK))
+                    if name in (str(attempt), str(attempt) + _META, str(attempt) + _PACK) and name.startswith(shard):
                         by_attempt.setdefault(attempt, set()).add(name)
             yield from by_attempt.items()
 
@@ -180,7 +164,7 @@ class BlobFolder:
 
     def create(self, attempt: AttemptId) -> int:
         """A temporary file for the attempt; its descriptor. Raises `BlobExists`, `DiskFull`."""
-        if self.files.length(self._data(attempt)) is not None:
+        if self._is_here(attempt):
             raise BlobExists(f"blob {attempt} is already here")
         self.keep_reserve()
         with no_room_is_disk_full():
@@ -191,8 +175,7 @@ class BlobFolder:
 
     def append(self, descriptor: int, data: bytes | memoryview, offset: int) -> None:
         """Write at `offset`. Raises `DiskFull`."""
-        if offset // RESERVE_STEP_BYTES != (offset + len(data)) // RESERVE_STEP_BYTES:
-            self.keep_reserve()
+        self.keep_reserve()
         with no_room_is_disk_full():
             self.files.write(descriptor, data, offset)
 
@@ -211,60 +194,54 @@ class BlobFolder:
             raise
 
     def keep_all(self, blobs: Sequence[WholeBlob]) -> list[BlobSummary | Exception]:
-        """Store each of these as `create`, `append` and `seal` would, all of them at the same time: one fsync of a folder does for
-        all that has come into it, and the system begins with all of the bytes before any are waited for.
+        """Store each of these as `create`, `append` and `seal` would; several at the same time go into a pack.
 
         Returns:
-            What became of each; after an error (`DiskFull`, `BlobExists`, `OSError`) nothing is left behind of it.
+            What became of each; after an error (`DiskFull`, `BlobExists`, `OSError`) nothing is left behind of it. What the disk says of
+            a pack is said of each blob in it.
         """
-        keeping = [_Keeping(blob) for blob in blobs]
+        keep = self._keep_one if len(blobs) == 1 else self._keep_together
+        return keep(blobs)
+
+    def _keep_one(self, blobs: Sequence[WholeBlob]) -> list[BlobSummary | Exception]:
+        """What comes alone has two files of its own, as a large blob."""
+        (blob,) = blobs
         try:
-            for step in (self._put_down, self._make_certain, self._put_in_place):
-                for one in keeping:
-                    one.take(step)
-            for shard in dict.fromkeys(self._shard(one.blob.attempt) for one in keeping if one.error is None):
+            descriptor = self.create(blob.attempt)
+            try:
                 try:
-                    with no_room_is_disk_full():
-                        self.files.sync_directory(shard)
-                except (OSError, DiskFull) as error:
-                    for one in keeping:
-                        if self._shard(one.blob.attempt) == shard:
-                            one.error = one.error or error
-            for one in keeping:
-                if one.error is not None and one.begun:
-                    attempt = one.blob.attempt
-                    self.remove_all(self._data(attempt), self._meta(attempt), self._incoming_data(attempt), self._incoming_meta(attempt))
-        finally:
-            for one in keeping:
-                for descriptor in one.descriptors:
-                    self.files.close(descriptor)
-        return [
-            one.error or BlobSummary(size=one.sidecar.size, digest=one.sidecar.digest, checksum=checksum_of(one.checksums))
-            for one in keeping
-        ]
+                    self.append(descriptor, blob.data, 0)
+                except Exception:
+                    self.discard(blob.attempt)
+                    raise
+                sidecar, checksums = _described(blob)
+                self.seal(descriptor, sidecar, checksums)
+            finally:
+                self.files.close(descriptor)
+        except Exception as error:  # for who waits for this one
+            return [error]
+        return [_summary(sidecar, checksums)]
 
-    def _put_down(self, one: _Keeping) -> None:
-        """Both files, in `incoming/`."""
-        attempt = one.blob.attempt
-        one.descriptors.append(self.create(attempt))
-        one.begun = True
-        self.files.write(one.descriptors[0], one.blob.data, 0)
-        one.descriptors.append(self.files.create(self._incoming_meta(attempt)))
-        sidecar = encode_sidecar(one.sidecar, one.checksums)
-        self.files.write(one.descriptors[1], sidecar, 0)
-        # A file system that journals gives all of them their places now, in one transaction: the first fsync waits for it, the others
-        # find it done. Else each fsync makes a transaction of its own.
-        for descriptor, length in zip(one.descriptors, (len(one.blob.data), len(sidecar)), strict=True):
-            self.files.begin_sync(descriptor, length, 0)
-
-    def _make_certain(self, one: _Keeping) -> None:
-        for descriptor in one.descriptors:
-            self.files.sync(descriptor)
-
-    def _put_in_place(self, one: _Keeping) -> None:
-        attempt = one.blob.attempt
-        self.files.rename(self._incoming_meta(attempt), self._meta(attempt))
-        self.files.rename(self._incoming_data(attempt), self._data(attempt))
+    def _keep_together(self, blobs: Sequence[WholeBlob]) -> list[BlobSummary | Exception]:
+        ended: dict[AttemptId, BlobSummary | Exception] = {}
+        contents: list[tuple[AttemptId, bytes, bytes]] = []
+        for blob in blobs:
+            if self._is_here(blob.attempt):
+                ended[blob.attempt] = BlobExists(f"blob {blob.attempt} is already here")
+                continue
+            sidecar, checksums = _described(blob)
+            ended[blob.attempt] = _summary(sidecar, checksums)
+            contents.append((blob.attempt, encode_sidecar(sidecar, checksums), blob.data))
+        try:
+            if contents:
+                self.keep_reserve()
+                for (attempt, _, _), error in zip(contents, self.packs.put(contents), strict=True):
+                    if error is not None:
+                        ended[attempt] = _said(error)
+        except (OSError, DiskFull) as error:
+            for attempt, _, _ in contents:
+                ended[attempt] = _said(error)
+        return [ended[blob.attempt] for blob in blobs]
 
     def adopt(self, descriptor: int, path: str, sidecar: Sidecar, checksums: bytes) -> None:
         """As `seal`, for bytes in the file `path` that were promised before: after an error or a crash they are in one place or both."""
@@ -281,8 +258,15 @@ class BlobFolder:
             self.remove_all(path)
 
     def has(self, attempt: AttemptId) -> bool:
-        """Whether the blob is here."""
+        """Whether the blob is here, whole."""
+        # The pack first: who leaves it has files of its own before.
+        if self.packs.is_here(attempt):
+            return True
         return self.files.length(self._data(attempt)) is not None and self.files.length(self._meta(attempt)) is not None
+
+    def _is_here(self, attempt: AttemptId) -> bool:
+        """Whether there is something of it."""
+        return self.packs.is_here(attempt) or self.files.length(self._data(attempt)) is not None
 
     def discard(self, attempt: AttemptId) -> None:
         """Remove the temporary file."""
@@ -313,8 +297,11 @@ class BlobFolder:
 
     def load(self, attempt: AttemptId) -> SidecarFile:
         """Read the sidecar. Raises `NoSuchBlob`, `DamagedSidecar`."""
-        with self._opened(self._meta(attempt), attempt) as descriptor:
-            loaded = decode_sidecar(_readable(self.files, descriptor, self.files.size(descriptor), 0))
+        try:
+            loaded = self.packs.load(attempt)
+        except FileNotFoundError:
+            with self._opened(self._meta(attempt), attempt) as descriptor:
+                loaded = decode_sidecar(readable(self.files, descriptor, self.files.size(descriptor), 0))
         if loaded.sidecar.attempt != attempt:
             raise DamagedSidecar(f"it is of another blob, {loaded.sidecar.attempt}")
         return loaded
@@ -330,7 +317,7 @@ class BlobFolder:
         """Of every blob whose sidecar can be read."""
         found = []
         for attempt, names in self._found():
-            if str(attempt) in names:
+            if names & {str(attempt), str(attempt) + _PACK}:
                 with suppress(DamagedSidecar, NoSuchBlob):  # dropped meanwhile; or for the next reader to find
                     found.append(self.load(attempt).sidecar)
         return found
@@ -338,6 +325,11 @@ class BlobFolder:
     def open(self, attempt: AttemptId) -> tuple[int, SidecarFile]:
         """A descriptor for reading, and the sidecar. Raises `NoSuchBlob`, `CorruptBlock`."""
         loaded = self.sidecar(attempt)
+        if loaded.start:
+            with suppress(FileNotFoundError):
+                return self.files.open(self._packed(attempt)), loaded
+            # Since it was looked at it has left the pack.
+            loaded = self.sidecar(attempt)
         try:
             return self.files.open(self._data(attempt)), loaded
         except FileNotFoundError:
@@ -360,7 +352,7 @@ class BlobFolder:
         pieces: list[bytes] = []
         for block in range(start // BLOCK_BYTES, -(-stop // BLOCK_BYTES)):
             offset = block * BLOCK_BYTES
-            data = _readable(self.files, descriptor, min(BLOCK_BYTES, loaded.sidecar.size - offset), offset)
+            data = readable(self.files, descriptor, min(BLOCK_BYTES, loaded.sidecar.size - offset), loaded.start + offset)
             if not loaded.good(block, data):
                 attempt = loaded.sidecar.attempt
                 return pieces, CorruptBlock(f"block {block} of blob {attempt} is not what was written", attempt=attempt, block=block)
@@ -375,7 +367,7 @@ class BlobFolder:
             CorruptBlock: the blob ends before, or the medium cannot give them.
         """
         try:
-            count = self.files.read_into(descriptor, memory, start)
+            count = self.files.read_into(descriptor, memory, loaded.start + start)
         except OSError as error:
             if error.errno != errno.EIO:
                 raise
@@ -423,9 +415,11 @@ class BlobFolder:
 
         Without fsync: the catalogue is the authority on commits, and a node that finds a blob `staged` after a crash asks it.
         """
-        offset = self.sidecar(attempt).note_offset
-        with self._opened(self._meta(attempt), attempt, writing=True) as descriptor:
-            self.files.write(descriptor, encode_note(version, position), offset)
+        with self.packs.steady:
+            loaded = self.sidecar(attempt)
+            path = self._packed(attempt) if loaded.start else self._meta(attempt)
+            with self._opened(path, attempt, writing=True) as descriptor:
+                self.files.write(descriptor, encode_note(version, position), loaded.note_offset)
 
     def note_commits(self, notes: Sequence[tuple[AttemptId, int, Position]]) -> list[Exception | None]:
         """`note_commit` for each of these; what went wrong with each, if anything."""
@@ -433,6 +427,12 @@ class BlobFolder:
 
     def remove(self, attempt: AttemptId) -> int:
         """Delete the blob; how many bytes that freed. The bytes go first: a sidecar alone is not a blob."""
+        with self.packs.steady, suppress(FileNotFoundError):
+            size, others = self.packs.remove(attempt)
+            for other in others:
+                with suppress(OSError, DiskFull, DamagedSidecar):  # it stays where it is
+                    self._take_out(other)
+            return size
         size = self.files.length(self._data(attempt)) or 0
         with suppress(FileNotFoundError):
             self.files.remove(self._data(attempt))
@@ -440,22 +440,49 @@ class BlobFolder:
             self.files.remove(self._meta(attempt))
         return size
 
+    def _take_out(self, attempt: AttemptId) -> None:
+        """Give a blob of a pack files of its own, as they are in the pack, and its name in the pack away."""
+        sidecar, data = self.packs.contents(attempt)
+        self.keep_reserve()
+        try:
+            self.write_whole(self._incoming_data(attempt), data)
+            self.write_whole(self._incoming_meta(attempt), sidecar)
+            self.files.rename(self._incoming_meta(attempt), self._meta(attempt))
+            self.files.rename(self._incoming_data(attempt), self._data(attempt))
+            self.files.sync_directory(self._shard(attempt))
+        except OSError:
+            self.remove_all(self._data(attempt), self._meta(attempt), self._incoming_data(attempt), self._incoming_meta(attempt))
+            raise
+        self.files.remove(self._packed(attempt))
+
     def set_aside(self, attempt: AttemptId, reason: str) -> int:
         """Move the blob to the quarantine, with the reason; how many bytes left the store. An earlier one of that name is replaced."""
+        with self.packs.steady:
+            packed = self.packs.look(attempt)
+            if packed is not None:
+                self._put_aside(self._packed(attempt), str(attempt) + _PACK, reason)
+                self.files.sync_directory(self._shard(attempt))
+                return packed[0]
         size = self.files.length(self._data(attempt))
         if size is None:
             return 0
-        aside = os.path.join(self._quarantine, str(attempt))
-        with suppress(OSError):  # on a full disk a bad blob must go even unexplained
-            with suppress(FileNotFoundError):
-                self.files.remove(aside + _REASON)
-            self.write_whole(aside + _REASON, reason.encode() + b"\n")
-        self.files.rename(self._data(attempt), aside)
+        self._put_aside(self._data(attempt), str(attempt), reason)
         with suppress(FileNotFoundError):
-            self.files.rename(self._meta(attempt), aside + _META)
-        self.files.sync_directory(self._quarantine)
+            self.files.rename(self._meta(attempt), os.path.join(self._quarantine, str(attempt) + _META))
+            self.files.sync_directory(self._quarantine)
         self.files.sync_directory(self._shard(attempt))
         return size
+
+    def _put_aside(self, path: str, name: str, reason: str) -> None:
+        """Move a file to the quarantine, under this name, with the reason."""
+        aside = os.path.join(self._quarantine, name)
+        why = aside.removesuffix(_PACK) + _REASON
+        with suppress(OSError):  # on a full disk a bad blob must go even unexplained
+            with suppress(FileNotFoundError):
+                self.files.remove(why)
+            self.write_whole(why, reason.encode() + b"\n")
+        self.files.rename(path, aside)
+        self.files.sync_directory(self._quarantine)
 
     def quarantined_count(self) -> int:
         """How many blobs are in the quarantine."""
@@ -487,6 +514,9 @@ class BlobFolder:
     def _meta(self, attempt: AttemptId) -> str:
         return self._data(attempt) + _META
 
+    def _packed(self, attempt: AttemptId) -> str:
+        return self._data(attempt) + _PACK
+
     def _incoming_data(self, attempt: AttemptId) -> str:
         return os.path.join(self._incoming, str(attempt))
 
@@ -502,30 +532,38 @@ def _error_of(work: Callable[..., None], *arguments: Any) -> Exception | None:
     return None
 
 
-def _readable(files: Files, descriptor: int, count: int, offset: int) -> bytes:
-    """What the medium still gives: nothing where it cannot read, which is as bad as wrong bytes and is mended in the same way."""
-    try:
-        return files.read(descriptor, count, offset)
-    except OSError as error:
-        if error.errno != errno.EIO:
-            raise
-        return b""
+def _described(blob: WholeBlob) -> tuple[Sidecar, bytes]:
+    """A blob's sidecar, and the checksums of its blocks."""
+    hasher, checksums = blob.algorithm.hasher(), BlockChecksums()
+    hasher.update(blob.data)
+    checksums.update(blob.data)
+    sidecar = Sidecar(
+        attempt=blob.attempt,
+        file=blob.file.value,
+        version=blob.version,
+        size=len(blob.data),
+        digest=hasher.digest(),
+        algorithm=blob.algorithm,
+        committed_at=None,
+    )
+    return sidecar, checksums.digest()
 
 
-class _NoRoomIsDiskFull:
-    """No generator, since each piece of an upload goes through it."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, OSError) and error.errno in _NO_ROOM:
-            raise DiskFull(str(error)) from error
+def _summary(sidecar: Sidecar, checksums: bytes) -> BlobSummary:
+    return BlobSummary(size=sidecar.size, digest=sidecar.digest, checksum=checksum_of(checksums))
 
 
-_no_room_is_disk_full = _NoRoomIsDiskFull()
+def _said(error: Exception) -> Exception:
+    """`DiskFull`, if that is what the file system means."""
+    return DiskFull(str(error)) if isinstance(error, OSError) and error.errno in _NO_ROOM else error
 
 
-def no_room_is_disk_full() -> AbstractContextManager[None]:
+@contextmanager
+def no_room_is_disk_full() -> Iterator[None]:
     """While inside, an error of the file system that means "no room" is `DiskFull`."""
-    return _no_room_is_disk_full
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise DiskFull(str(error)) from error
+        raise

@@ -59,8 +59,8 @@ thread waits for before it has the interpreter's lock: heartbeats would be answe
 READ_AHEAD_BYTES = 1024 * 1024
 """What one job reads: enough for the disk to be sequential, little enough for a thousand slow readers."""
 
-KEEP_MAX = 32
-"""Whole blobs that go to the disk in one job: two open files each."""
+KEEP_MAX = 64
+"""Whole blobs that go to the disk in one job, in one file."""
 KEEP_BYTES_MAX = 1024 * 1024
 
 NOTE_MAX = 100
@@ -99,17 +99,14 @@ class DiskBlobs:
         self._clock = clock
         self._writing: set[AttemptId] = set()
         self._keeping: Batches[WholeBlob, BlobSummary] = Batches(
-            lambda blobs: worker.do(self._folder.keep_all, blobs),
-            size=_length,
-            items_max=KEEP_MAX,
-            bytes_max=KEEP_BYTES_MAX,
-            soon=soon,
+            self._keep_all, size=_length, items_max=KEEP_MAX, bytes_max=KEEP_BYTES_MAX, soon=soon
         )
         self._noting: Batches[tuple[AttemptId, int, Position], None] = Batches(
             lambda notes: worker.do(self._folder.note_commits, notes), size=lambda _: 0, items_max=NOTE_MAX, bytes_max=0, soon=soon
         )
         self._on_their_way: dict[AttemptId, list[Deferred[None]]] = {}
         """Whole blobs that are being kept, and who waits until they are."""
+        self._settling = False
         self._used_bytes = 0
         self._available: tuple[float, int] | None = None
         self.on_leaving: Callable[[], None] = lambda: None
@@ -163,6 +160,17 @@ class DiskBlobs:
             del self._on_their_way[blob.attempt]
             for one in waiting:
                 one.callback(None)
+
+    def _keep_all(self, blobs: Sequence[WholeBlob]) -> Deferred[Sequence[BlobSummary | Exception]]:
+        packs = self._folder.packs
+        if packs.wants_settling and not self._settling:
+            self._settling = True
+            # What fails stays as it is until the next start.
+            self.worker.do(packs.settle).addErrback(_log_bug).addBoth(self._settled)
+        return self.worker.do(self._folder.keep_all, blobs)
+
+    def _settled(self, _: object) -> None:
+        self._settling = False
 
     async def _until_arrived(self, attempt: AttemptId) -> None:
         """Wait until it is not on its way to the disk any more: who has it leave means all of it."""

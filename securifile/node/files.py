@@ -7,6 +7,7 @@ crash whatever was not fsynced.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from typing import Any, Protocol
 
@@ -198,3 +199,13 @@ class OsFiles:
 
 OS_FILES = OsFiles()
 """They have no state: one is enough."""
+
+
+def readable(files: Files, descriptor: int, count: int, offset: int) -> bytes:
+    """What the medium still gives: nothing where it cannot read, which is as bad as wrong bytes and is mended in the same way."""
+    try:
+        return files.read(descriptor, count, offset)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return b""

@@ -137,7 +137,9 @@ class SidecarFile:
     checksums: bytes = attrs.field(repr=False)
     """One after the other, `CHECKSUM_BYTES` each."""
     note_offset: int
-    """Where in the file the commit note is, or would be."""
+    """Where in its file the commit note is, or would be."""
+    start: int = 0
+    """Where the blob's bytes begin in the file that they are read from: not at 0 in a pack (`pack_format.py`)."""
 
     def good(self, block: int, data: bytes | memoryview) -> bool:
         """Whether `data` is what was written as block number `block`."""
@@ -173,8 +175,12 @@ def encode_note(version: int, position: Position) -> bytes:
     return note + checksum(note)
 
 
-def decode_sidecar(data: bytes) -> SidecarFile:
+def decode_sidecar(data: bytes, offset: int = 0, start: int = 0) -> SidecarFile:
     """Read a whole file; a torn or missing note leaves the blob staged.
+
+    Args:
+        offset: where the sidecar begins in its file, if it is one of several.
+        start: where the blob's bytes begin in theirs.
 
     Raises:
         DamagedSidecar: anything is wrong with the first part.
@@ -198,7 +204,7 @@ def decode_sidecar(data: bytes) -> SidecarFile:
     if len(note) == NOTE_BYTES and checksum(note[: _NOTE.size]) == note[_NOTE.size :]:
         version, epoch, revision = _NOTE.unpack_from(note)
         sidecar = attrs.evolve(sidecar, version=version, committed_at=(epoch, revision))
-    return SidecarFile(sidecar=sidecar, checksums=checksums, note_offset=note_offset)
+    return SidecarFile(sidecar=sidecar, checksums=checksums, note_offset=offset + note_offset, start=start)
 
 
 def _facts(body: dict[str, Any]) -> tuple[Sidecar, bytes]:

@@ -6,13 +6,16 @@ know which node was cut off, and since when.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 
 import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
 from securifile.model.ids import AttemptId
+from securifile.node.pack_format import decode_places
+from securifile.node.sidecars import DamagedSidecar
 from securifile.simulation.chance import Chance
 from securifile.simulation.cluster import DATA, SimulatedCluster
 
@@ -62,6 +65,22 @@ class Climate:
 
 
 CALM = Climate(weights=())
+
+
+def blobs_among(tree: Mapping[str, bytes]) -> dict[str, tuple[str, int, bytes]]:
+    """The blobs among the files of a disk, by attempt: in which file they are, from where on, and their bytes."""
+    found: dict[str, tuple[str, int, bytes]] = {}
+    for path, data in tree.items():
+        attempt, _, kind = path.rpartition("/")[2].partition(".")
+        if not path.startswith(BLOBS) or kind == "meta":
+            continue
+        if kind == "pack":
+            with suppress(DamagedSidecar):  # on a disk that lies
+                place = decode_places(data)[AttemptId.parse(attempt)]
+                found[attempt] = path, place.start, data[place.start : place.start + place.size]
+        else:
+            found[attempt] = path, 0, data
+    return found
 
 
 class Storm:
@@ -256,19 +275,14 @@ class Storm:
         if self.lost_disks:
             return None
         files = self._cluster.machines[name].files
-        blobs = [
-            (path, len(data))
-            for path, data in files.tree().items()
-            if path.startswith(BLOBS) and not path.endswith(".meta") and data and path.rpartition("/")[2] not in self.rotten
-        ]
+        blobs = [(attempt, *found) for attempt, found in blobs_among(files.tree()).items() if found[2] and attempt not in self.rotten]
         if not blobs:
             return None
-        path, length = self._chance.pick(blobs)
-        attempt = path.rpartition("/")[2]
+        attempt, path, start, data = self._chance.pick(blobs)
         self.rotten[attempt] = name
         if self._cluster.machines[name].life is not None or self._cluster.settings.verification_budget_s == 0:
             self.rotting.add(AttemptId(bytes.fromhex(attempt)))
-        files.rot(path, self._chance.below(length))
+        files.rot(path, start + self._chance.below(len(data)))
         return f"{name} {path}", lambda: None
 
     def _lose_disk(self, name: str) -> tuple[str, Ending] | None:

@@ -18,7 +18,7 @@ from securifile.model.facts import Change, File, Server
 from securifile.model.servers import Status
 from securifile.model.settings import ClusterSettings
 from securifile.simulation.cluster import Parts, SimulatedCluster
-from securifile.simulation.faults import BLOBS, CALM, Climate, Storm
+from securifile.simulation.faults import CALM, Climate, Storm, blobs_among
 from securifile.simulation.history import Kind, Operation, Outcome
 from securifile.simulation.invariants import Judge, Violation
 from securifile.simulation.people import Habits, Person
@@ -385,10 +385,10 @@ async def _files(sql: Any) -> list[File]:
 
 def _what_is_wrong(tree: dict[str, bytes], version: Version) -> str | None:
     """With a version's copy among the files of a disk; None when it is sound."""
-    data = next((data for at, data in tree.items() if at.startswith(BLOBS) and at.endswith(f"/{version.attempt}")), None)
-    if data is None:
+    found = blobs_among(tree).get(str(version.attempt))
+    if found is None:
         return "missing"
-    return None if hashlib.sha256(data).digest() == version.digest else "damaged"
+    return None if hashlib.sha256(found[2]).digest() == version.digest else "damaged"
 
 
 def simulate(scene: Scene, kind: type[Run] = Run) -> Report:

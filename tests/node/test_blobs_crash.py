@@ -252,19 +252,18 @@ KEEPING_BEGUN, KEEPING = keeping_steps()
 
 
 def test_the_order_in_which_whole_blobs_are_kept() -> None:
-    """Bytes and sidecars of all of them are certain before any has its name, and each folder is certain before anybody is told."""
-    assert KEEPING == ["create", "write"] * 10 + ["sync"] * 10 + ["rename"] * 10 + ["sync_directory"] * 3
+    """The file with all of them is certain, and so is its name, before any has one of its own; those are certain by it."""
+    assert KEEPING == ["create", "write", "sync", "rename", "sync_directory"] + ["link"] * 5
 
 
-def test_the_disk_begins_with_all_that_is_kept_before_any_of_it_is_waited_for() -> None:
-    """A file system that journals makes one transaction of them then, and not one for each fsync."""
+def test_what_comes_alone_is_kept_as_a_large_blob_is() -> None:
+    """In two files of its own, which are certain before anybody is told."""
     files = SimulatedFiles()
-    run(a_store(files).recover())
-    begun: list[int] = []
-    files.before = lambda number, name: begun.append(len(files.syncs_begun)) if name == "sync" else None
-    keep_all(files)
-    assert begun == [10] * 10
-    assert all(offset == 0 and count > 0 for offset, count in files.syncs_begun)
+    store = a_store(files)
+    run(store.recover())
+    begun = len(files.calls)
+    run(store.keep(some_whole_blobs()[0]))
+    assert files.calls[begun:] == ["create", "write", "sync", "create", "write", "sync", "rename", "rename", "sync_directory"]
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -297,18 +296,18 @@ def test_a_crash_while_whole_blobs_are_kept(step: int, seed: int) -> None:
 @pytest.mark.parametrize(("number", "expected"), [(errno.ENOSPC, DiskFull), (errno.EIO, OSError)])
 @pytest.mark.parametrize("step", range(len(KEEPING)))
 def test_a_failure_while_whole_blobs_are_kept(step: int, number: int, expected: type[Exception]) -> None:
-    """Whom the failing step concerned is told, and leaves nothing behind; the others are kept; what failed may come again."""
+    """Whom the failing step concerned is told, and is not there; the others are kept; what failed may come again."""
     files = SimulatedFiles()
     store = a_store(files)
     run(store.recover())
     files.before = stop_at(KEEPING_BEGUN + step, OSError(number, "as the test says"))
     ended = dict(zip(some_whole_blobs(), keep_all(files), strict=True))
     failed = [blob for blob, end in ended.items() if isinstance(end, expected)]
-    assert 1 <= len(failed) <= 2
-    assert len(failed) == 1 or KEEPING[step] == "sync_directory"
+    assert len(failed) == (1 if KEEPING[step] == "link" else 5)
     assert len(failed) + sum(isinstance(end, BlobSummary) for end in ended.values()) == 5
     assert {sidecar.attempt for sidecar in run(store.sidecars())} == {blob.attempt for blob in ended if blob not in failed}
-    assert not [path for path in files.tree() if "/incoming/" in path or any(str(blob.attempt) in path for blob in failed)]
+    assert not [path for path in files.tree() if "/incoming/" in path or any(f"/{blob.attempt}." in path for blob in failed)]
+    assert not [path for path in files.tree() if "/packs/" in path] or KEEPING[step] == "link"
     assert files.descriptors == 0
     for blob in failed:
         run(store.keep(blob))

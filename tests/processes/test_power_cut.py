@@ -16,6 +16,7 @@ import pytest
 from securifile.local.asking import Response
 from securifile.local.cluster import ADMIN, LocalCluster
 from securifile.local.processes import eventually
+from securifile.node.pack_format import decode_places
 from tests.processes.actions import BROKEN, get, noise, put, sha256
 from tests.processes.conftest import running
 from tests.processes.database import ask_catalogue
@@ -161,9 +162,13 @@ def chance() -> random.Random:
 
 
 def digests_on(disk: Disk) -> set[str]:
-    """Of every blob on a disk that has its sidecar, as the bytes are."""
+    """Of every blob on a disk that has its sidecar, as the bytes are: in a file of its own, or in a pack, of which any name will do."""
     blobs = [path for path in (disk.folder / "blobs").rglob("*") if path.is_file() and not path.suffix]
-    return {hashlib.sha256(blob.read_bytes()).hexdigest() for blob in blobs if blob.with_name(blob.name + ".meta").exists()}
+    whole = [blob.read_bytes() for blob in blobs if blob.with_name(blob.name + ".meta").exists()]
+    for path in [*(disk.folder / "blobs").rglob("*.pack"), *(disk.folder / "packs").iterdir()]:
+        pack = path.read_bytes()
+        whole += [pack[place.start : place.start + place.size] for place in decode_places(pack).values()]
+    return {hashlib.sha256(data).hexdigest() for data in whole}
 
 
 def check(cluster: LocalCluster, people: Uploaders) -> None:
