@@ -307,6 +307,7 @@ def test_a_recovery_that_is_cut_short_is_done_by_the_next() -> None:
         files.before = stop_at(len(files.calls) + step, Crash())
         with pytest.raises(Crash):
             BlobFolder(ROOT, files, 0).recover()
-        files.crash(random.Random(step))
-        assert BlobFolder(ROOT, files, 0).recover().blobs == len(blobs())
+        for seed in range(3):
+            files.crash(random.Random(3 * step + seed))
+            assert BlobFolder(ROOT, files, 0).recover().blobs == len(blobs())
         assert all(is_whole(files, blob) for blob in blobs())
