@@ -188,6 +188,8 @@ class NodeView:
     """Wall clock."""
     boot: str | None
     """The life of its process, by its last heartbeat; None when there was none lately."""
+    ended: bool
+    """Whether the process that was admitted is known to have ended."""
     answers: bool
     """Whether it answers heartbeats."""
     verifying: bool
@@ -216,6 +218,8 @@ def why_status(node: NodeView) -> str:
     reason = changes[-1].partition(f"-> {server.status}")[2].removeprefix(":").strip() if changes else ""
     if server.status is Status.FAILED:
         return f"its verification failed: {reason}" if reason else "its verification failed, or a running node holds it for failed"
+    if node.ended and node.boot in (None, server.boot):
+        return "its process has ended"
     if server.status is Status.RUNNING:
         return "all who verified it found its copies good"
     if node.boot is not None and node.boot != server.boot:

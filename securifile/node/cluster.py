@@ -117,6 +117,7 @@ class Cluster:
             ask=self.ask,
             is_doubtful=self.heartbeats.is_doubtful,
             is_unlocking=self._is_unlocking,
+            is_over=lambda name: self._is_over(name, self._index.position),
         )
         index.listen(self.granter.learn)
         self.spreading = Spreading(

@@ -161,9 +161,11 @@ class Locks:
         ask: Ask,
         is_doubtful: Callable[[str], bool],
         is_unlocking: Callable[[str], bool],
+        is_over: Callable[[str], bool],
     ) -> None:
         """Args:
         is_unlocking: whether a server forgets an attempt's lease by itself when it hears of the commit.
+        is_over: whether a node's admitted life is over, so that nobody serves as it, and it grants nothing to anybody.
         """
         self.clock = clock
         self._roster = roster
@@ -172,6 +174,12 @@ class Locks:
         self._ask = ask
         self._is_doubtful = is_doubtful
         self._is_unlocking = is_unlocking
+        self._is_over = is_over
+
+    @property
+    def _running(self) -> list[str]:
+        """Who has to grant a lock: all that run, but for those that nobody runs as any more."""
+        return [name for name in self._roster.running if not self._is_over(name)]
 
     def take(self, key: bytes, attempt: AttemptId, person: str, first: str) -> Deferred[Lock]:
         """Lock `key` on every running server, asking `first` before the others.
@@ -183,7 +191,7 @@ class Locks:
 
     async def _take(self, key: bytes, attempt: AttemptId, person: str, first: str) -> Lock:
         asked = LeaseAsk(key=key, attempt=attempt, person=person, duration_s=self._roster.settings.lease_s)
-        running = self._roster.running
+        running = self._running
         granted: set[str] = set()
         asked_at = self.clock.seconds()
         try:
@@ -205,7 +213,7 @@ class Locks:
         Raises:
             Refusal: as `take`. Nothing is given back: the lock is its holder's to release.
         """
-        running = self._roster.running
+        running = self._running
         granted: set[str] = set()
         self._judge(await self.ask_all(sorted(names.union(running)), asked), granted)
         names.update(granted)

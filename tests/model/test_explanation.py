@@ -159,7 +159,7 @@ def test_it_says_nothing_exactly_when_nothing_is_done_or_waited_for(case: Case) 
 def view(server: Server, **more: Any) -> NodeView:
     """A node that answers, has caught up, and has nothing."""
     members: dict[str, Any] = {
-        "now": NOW, "boot": server.boot, "answers": True, "verifying": False, "caught_up": True,
+        "now": NOW, "boot": server.boot, "ended": False, "answers": True, "verifying": False, "caught_up": True,
         "copies": 0, "only": 0, "holds": {}, "trail": [], **more,
     }  # fmt: skip
     return NodeView(server=server, **members)
@@ -183,6 +183,8 @@ def test_why_a_node_has_its_status() -> None:
     assert why_status(view(down, answers=False, holds={"n2": Status.DOWN, "n3": Status.RUNNING})) == "n2 hears nothing of it"
     assert why_status(view(down, answers=False, holds={"n2": Status.DOWN, "n3": Status.DOWN})) == "n2, n3 hear nothing of it"
     assert "another" in why_status(view(down, boot="two"))
+    assert why_status(view(down, ended=True)) == "its process has ended"
+    assert "another" in why_status(view(down, ended=True, boot="two"))
     assert why_status(view(down)) == "it has not been verified since it was down"
     assert "good" in why_status(view(node("n1")))
 

@@ -37,6 +37,7 @@ class World:
         self.ask = FakeAsk(self.clock)
         self.doubtful: set[str] = set()
         self.unlocking: set[str] = set()
+        self.over: set[str] = set()
         self.granters = {name: Granter(self.clock) for name in self.roster.nodes}
         self.locks = self.locks_of("n1")
         for name in self.roster.nodes:
@@ -51,6 +52,7 @@ class World:
             ask=self.ask,
             is_doubtful=self.doubtful.__contains__,
             is_unlocking=self.unlocking.__contains__,
+            is_over=self.over.__contains__,
         )
 
     def table(self, name: str) -> Any:
@@ -105,6 +107,21 @@ def refusal(outcome: list[Any]) -> Refusal:
     error = failure.value
     assert isinstance(error, Refusal)
     return error
+
+
+def test_who_has_ended_is_not_asked() -> None:
+    """Two of four that run are enough when nobody runs as the two others, who are not waited for."""
+    world = World()
+    world.silence("n3", "n4")
+    outcome = world.take()
+    world.clock.advance(SILENCE_S)
+    assert refusal(outcome).code is Code.NOT_RUNNING
+    world.over.update({"n3", "n4"})
+    [lock] = world.take()
+    assert isinstance(lock, Lock)
+    assert world.holders() == {"n1": A, "n2": A}
+    lock.release()
+    assert world.holders() == {}
 
 
 def test_a_lock_is_held_everywhere_until_it_is_released() -> None:

@@ -6,6 +6,7 @@ import os
 import random
 import time
 from collections import Counter
+from statistics import median
 
 import pytest
 
@@ -15,6 +16,12 @@ from tests.processes.load import Load
 
 SECONDS = float(os.environ.get("SECURIFILE_HANG_S", "8"))
 SETTLED_S = 30.0
+STANDING_OVER_S = 2.5
+"""A writer waits until a node that is silent has lost its standing, which takes half as long on a machine with nothing else to do."""
+TOLD_S = 0.5
+"""That a node has ended the others are told, which takes a tenth of this."""
+WRITES = 6
+"""As many usual writes may go by on a machine on which they take longer: one fails half way, and begins anew elsewhere."""
 
 
 @pytest.mark.parametrize(("fault", "client"), [("pause", "relay"), ("kill", "relay"), ("kill", "retry")])
@@ -25,6 +32,7 @@ def test_one_node_hangs_or_dies_under_load(cluster: LocalCluster, fault: str, cl
     others = [name for name in cluster.nodes if name != "node2"]
     with Load(cluster, readers=4, writers=1, paths=6, seed=seed, relay=client == "relay", retry=client == "retry", via=others) as load:
         time.sleep(2)
+        struck_at = time.monotonic()
         if fault == "pause":
             cluster.nodes["node2"].pause()
         else:
@@ -34,15 +42,19 @@ def test_one_node_hangs_or_dies_under_load(cluster: LocalCluster, fault: str, cl
         cluster.nodes["node2"].resume()
     else:
         cluster.nodes["node2"].start()
-    read_gap, write_gap = gap(load.attempts("read")), gap(load.attempts("write"))
+    # From then on: what a cluster that was just started takes for the first of all is another matter.
+    reads, writes = ([one for one in load.attempts(kind) if one.ended >= struck_at] for kind in ("read", "write"))
+    read_gap, write_gap = gap(reads), gap(writes)
+    usual_s = median(one.ended - one.begun for one in writes)
     failed = [one for one in load.history if one.status not in {200, 201}]
     busy = " ".join(f"{average:.1f}" for average in os.getloadavg())
     print(
-        f"{fault}, {client}: {len(load.history)} operations; longest gap of reads {read_gap:.2f} s, writes {write_gap:.2f} s; load {busy}"
+        f"{fault}, {client}: {len(load.history)} operations; longest gap of reads {read_gap:.2f} s, writes {write_gap:.2f} s,"
+        f" of which one takes {usual_s:.3f} s; load {busy}"
     )
     cluster.wait_status("running", "node2", timeout_s=SETTLED_S)
     assert load.violations() == []
     # 423 is an answer to a writer of the same file, not a failure; with one writer there is none.
     assert failed == [], Counter(one.said for one in failed)
     assert read_gap < 1.0
-    assert write_gap < 2.5
+    assert write_gap < (STANDING_OVER_S if fault == "pause" else max(TOLD_S, WRITES * usual_s))
