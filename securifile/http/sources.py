@@ -7,16 +7,17 @@ the next holder goes on at the same byte, and the reader notices nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
 from securifile.model.entries import Version
 from securifile.model.errors import Code, CorruptBlock, DeadlineExceeded, NoSuchBlob, PeerUnreachable, Refusal, StreamBroken
-from securifile.model.interfaces import IByteSource
+from securifile.model.interfaces import IByteSource, IWorker
 from securifile.protocol.bulk import BulkPool
 from securifile.protocol.messages import FetchBlob
 
@@ -86,7 +87,8 @@ class Sources:
         if follows.size != version.size:
             fetched.close()
             raise StreamBroken(f"{holder} has {follows.size} bytes, the version {version.size}")
-        return fetched, fetched.close
+        worker = getattr(self._blobs, "worker", None)
+        return (fetched if worker is None else _Relayed(fetched, worker)), fetched.close
 
     def failed(self, holder: str, version: Version, error: BaseException) -> None:
         """A holder could not give the bytes."""
@@ -148,6 +150,57 @@ class _Whole:
 
     def close(self) -> None:
         """See `IByteSource`."""
+
+
+@implementer(IByteSource)
+class _Relayed:
+    """What another holder sends; where possible a worker's thread passes it on."""
+
+    def __init__(self, fetched: Any, worker: IWorker) -> None:
+        self._fetched = fetched
+        self._worker = worker
+        self._has_gap = False
+
+    def read(self) -> Deferred[bytes]:
+        """See `IByteSource`."""
+        if self._has_gap:
+            return fail(StreamBroken("a piece of it was taken back on its way"))
+        data: Deferred[bytes] = self._fetched.read()
+        return data
+
+    def pour(self, take: Callable[[memoryview], bool], bytes_max: int) -> Deferred[None]:
+        """Give what comes next to `take`, until that wants no more, or the holder makes a pause, or `bytes_max` were given. What `take`
+        refuses by `StreamBroken` is gone, and nothing more can be read.
+        """
+        return Deferred.fromCoroutine(self._pour(take, bytes_max))
+
+    async def _pour(self, take: Callable[[memoryview], bool], bytes_max: int) -> None:
+        if self._has_gap:
+            return
+        await self._fetched.ready()
+        lane = self._fetched.lane()
+        if lane is not None:
+            try:
+                await self._worker.do(self._pass_on, lane, take, bytes_max)
+            finally:
+                lane.close()
+
+    def _pass_on(self, lane: Any, take: Callable[[memoryview], bool], bytes_max: int) -> None:
+        """In a worker's thread."""
+        given = 0
+        piece: memoryview | None = None
+        with suppress(StreamBroken):  # who took one of both back knows why, and tells whoever reads or writes next
+            while given < bytes_max and (piece := lane.receive(bytes_max - given)):
+                wants_more = take(piece)
+                given += len(piece)
+                piece = None
+                if not wants_more:
+                    break
+        self._has_gap = bool(piece)
+
+    def close(self) -> None:
+        """See `IByteSource`."""
+        self._fetched.close()
 
 
 class VersionSource:

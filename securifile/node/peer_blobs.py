@@ -71,7 +71,8 @@ class PeerBlobs:
             raise Refusal(Code.NOT_FOUND, f"the blob {request.attempt} is damaged here") from error
         stop = reader.size if request.stop is None else min(request.stop, reader.size)
         start = min(request.start, stop)
-        return BlobFollows(size=reader.size), _Given(reader, reader.source(start, stop), lambda why: self._suspect(request.attempt, why))
+        given = _Given(reader, reader.source(start, stop), lambda why: self._suspect(request.attempt, why))
+        return BlobFollows(size=reader.size), given
 
     async def _fetch_staged(self, request: FetchBlob) -> tuple[BlobFollows, Any]:
         """What is certain of an upload that has not become a blob yet."""
@@ -117,6 +118,10 @@ class _Given:
     def read(self) -> Any:
         """See `IByteSource`."""
         return self._source.read().addErrback(self._failed)
+
+    def pour(self, take: Callable[[bytes], bool], bytes_max: int) -> Any:
+        """See `CheckedSource.pour`."""
+        return self._source.pour(take, bytes_max).addErrback(self._failed)
 
     def _failed(self, failure: Failure) -> Failure:
         if not failure.check(CorruptBlock):

@@ -68,6 +68,8 @@ IDLE_MAX = 32
 """Idle connections kept for each server."""
 IDLE_S = 30.0
 CONNECT_S = 5.0
+BURST_BYTES = 4 * 1024 * 1024
+"""What a worker's thread gives to who fetches before others get their turn: a few milliseconds."""
 WHOLE_MAX = 64
 """Whole blobs in one message; of bytes as many as fit into one frame of a stream."""
 WHOLE_S = 60.0
@@ -94,7 +96,7 @@ class BulkHandlers(Protocol):
         """Take whole blobs; what became of each, in their order."""
 
     async def fetch(self, peer: PeerIdentity, request: FetchBlob) -> tuple[BlobFollows, Any]:
-        """The blob's size and an `IByteSource` of the range. A `Refusal` refuses it."""
+        """The blob's size and an `IByteSource` of the range, perhaps with a `pour` as a blob's own. A `Refusal` refuses it."""
 
 
 # --- server ---
@@ -209,6 +211,8 @@ class BulkServer:
             self._wire.send(self._wire.connection.answer(number, answer))
             while data := await source.read():
                 await self._outgoing.write(data)
+                if hasattr(source, "pour"):
+                    await self._pour(source, self._outgoing)
             if not self._wire.usable:
                 return
             self._wire.send(self._wire.connection.end())
@@ -220,6 +224,17 @@ class BulkServer:
         finally:
             self._outgoing = None
             source.close()
+
+    async def _pour(self, source: Any, outgoing: Outgoing) -> None:
+        """Have worker's threads give what comes next, burst after burst, as far as that is possible."""
+        while (lane := outgoing.lane()) is not None:
+            try:
+                await source.pour(lane.take_patiently, BURST_BYTES)
+            finally:
+                lane.close()
+            if not lane.taken:
+                return
+            await outgoing.write(b"")
 
     def _refused(self, error: Exception, what: str) -> Refused:
         if isinstance(error, Refusal):

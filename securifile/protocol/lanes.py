@@ -63,8 +63,10 @@ class OutgoingLane:
         self._wire = wire
         self._lane = lane
         self._closed = False
+        self.taken = 0
+        """Bytes of the stream that it took."""
 
-    def take(self, piece: memoryview) -> bool:
+    def take(self, piece: bytes | memoryview) -> bool:
         """Send a piece as a frame; whether more is welcome now. Never waits.
 
         Raises:
@@ -72,7 +74,12 @@ class OutgoingLane:
         """
         with self._lane.turn:
             self._lane.check_open()
+            self.taken += len(piece)
             return self._lane.take(self._wire.connection.data_header(len(piece)), piece)
+
+    def take_patiently(self, piece: bytes | memoryview) -> bool:
+        """As `take`, having waited a moment for room for more if need be."""
+        return self.take(piece) or self.is_clear()
 
     def is_clear(self) -> bool:
         """Whether more is welcome, having waited a moment for that if need be. Raises `StreamBroken`."""

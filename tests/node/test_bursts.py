@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, nullcontext
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,7 +19,9 @@ from twisted.internet.defer import Deferred, gatherResults, succeed
 from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.internet.task import deferLater
 
+from securifile.http.sources import Sources
 from securifile.model.digests import DigestAlgorithm
+from securifile.model.entries import Copy, Version
 from securifile.model.errors import Refusal, StreamBroken
 from securifile.model.ids import AttemptId, EntryId
 from securifile.model.servers import HostPort
@@ -321,6 +324,7 @@ class Replica:
     blobs: DiskBlobs
     pool: BulkPool
     factory: ControlAndBulkFactory
+    suspected: list[tuple[AttemptId, str]]
 
     async def digest(self) -> bytes:
         """Of its copy."""
@@ -332,12 +336,13 @@ async def replica(folder: Path, worker: ThreadWorker, features: frozenset[str] =
     """A replica that listens on loopback with TLS."""
     blobs = await store_in(folder / "replica", worker)
     staged: Any = None
+    suspected: list[tuple[AttemptId, str]] = []
     factory = ControlAndBulkFactory(
         clock=reactor,  # type: ignore[arg-type]
         here=N1,
         is_member=lambda identity: True,
         handlers={},
-        bulk=PeerBlobs(blobs, staged, lambda attempt, why: None),
+        bulk=PeerBlobs(blobs, staged, lambda attempt, why: suspected.append((attempt, why))),
         identify=identify,
         features=features,
     )
@@ -351,7 +356,7 @@ async def replica(folder: Path, worker: ThreadWorker, features: frozenset[str] =
         locate=lambda name: (HostPort("127.0.0.1", port.getHost().port), N1),
     )
     try:
-        yield Replica(blobs, pool, factory)
+        yield Replica(blobs, pool, factory, suspected)
     finally:
         await pool.stop()
         await factory.close_all()
@@ -437,3 +442,114 @@ async def test_pieces_that_arrive_together_stay_in_order(tmp_path: Path, worker:
             await deferLater(reactor, 5 * WAIT_MS / 1000)  # type: ignore[arg-type]
         stored = await transfer.finish(5)
         assert (stored.size, stored.digest) == (len(WHOLE), hashlib.sha256(WHOLE).digest())
+
+
+class ClientLane:
+    """As a `Lane` to a client, who goes after so many bytes."""
+
+    def __init__(self, gone_after: int = 1 << 40) -> None:
+        self.got = b""
+        self._gone_after = gone_after
+
+    @property
+    def taken(self) -> int:
+        return len(self.got)
+
+    def take(self, piece: memoryview) -> bool:
+        if self.taken + len(piece) > self._gone_after:
+            raise StreamBroken("taken back")
+        self.got += piece
+        return True
+
+    def close(self) -> int:
+        return self.taken
+
+
+@attrs.define
+class Holding:
+    """Sources of n2, which relays what n1 has."""
+
+    sources: Sources
+    version: Version
+
+
+async def relaying(to: Replica, worker: ThreadWorker) -> Holding:
+    """n1 gets the blob."""
+    writer = await to.blobs.begin(A, DigestAlgorithm.SHA256)
+    await writer.write(WHOLE)
+    summary = await writer.finish(FILE, 1)
+    version = Version(
+        number=1,
+        attempt=A,
+        size=len(WHOLE),
+        digest=summary.digest,
+        algorithm=DigestAlgorithm.SHA256,
+        committed_at=0.0,
+        committed_by="ann",
+        copies=(Copy(node="n1", priority=0, durable=True),),
+    )
+    none_here = SimpleNamespace(worker=worker)
+    sources = Sources(clock=reactor, name="n2", blobs=none_here, pool=to.pool, rotten=lambda version, why: None)  # type: ignore[arg-type]
+    return Holding(sources, version)
+
+
+async def relayed(source: Any, lanes: Iterator[ClientLane]) -> tuple[bytes, int]:
+    """All of it, as `Delivery` sends it, and how much of that came by lanes."""
+    got, by_lanes = b"", 0
+    while data := await source.read():
+        got += data
+        taken = 1
+        while taken:
+            lane = next(lanes)
+            taken = await source.pour(lane)
+            got += lane.got
+            by_lanes += taken
+    return got, by_lanes
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_blob_is_relayed_by_threads(tmp_path: Path, worker: ThreadWorker) -> None:
+    """The holder's thread gives it, another one passes it on: every byte once, in order; and the connection is used again."""
+    async with replica(tmp_path, worker) as n1:
+        holding = await relaying(n1, worker)
+        for start, stop in ((0, len(WHOLE)), (1_000_001, 9_000_000)):
+            source = holding.sources.open(holding.version, ["n1"], start, stop)
+            got, by_lanes = await relayed(source, iter(ClientLane, None))
+            assert got == WHOLE[start:stop]
+            assert by_lanes > 0.5 * len(got)
+            source.close()
+        assert n1.pool.idle == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_was_lost_on_the_way_is_fetched_again(tmp_path: Path, worker: ThreadWorker) -> None:
+    """A piece that was received and could not be passed on leaves no gap: the next holder goes on where the client is."""
+    async with replica(tmp_path, worker) as n1:
+        holding = await relaying(n1, worker)
+        source = holding.sources.open(holding.version, ["n1", "n1"], 0, len(WHOLE))
+        got, _ = await relayed(source, chain([ClientLane(2_000_000)], iter(ClientLane, None)))
+        assert got == WHOLE
+        assert source.tried == ["n1", "n1"]
+        source.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_bad_block_ends_what_is_given_by_threads(tmp_path: Path, worker: ThreadWorker) -> None:
+    """Every byte before it is good, none of it comes, and the holder suspects its blob."""
+    async with replica(tmp_path, worker) as n1:
+        holding = await relaying(n1, worker)
+        [path] = [path for path in (tmp_path / "replica" / "store" / "blobs").glob("*/*") if path.suffix != ".meta"]
+        with path.open("r+b") as file:
+            file.seek(20 * PIECE + 5)
+            file.write(b"rotten")
+        source = holding.sources.open(holding.version, ["n1"], 0, len(WHOLE))
+        lanes: list[ClientLane] = []
+        first = await source.read()
+        with pytest.raises(Refusal):
+            while True:
+                lanes.append(ClientLane())
+                if not await source.pour(lanes[-1]):
+                    lanes.append(ClientLane())
+                    lanes[-1].got = await source.read()
+        assert first + b"".join(lane.got for lane in lanes) == WHOLE[: 20 * PIECE]
+        assert [attempt for attempt, _ in n1.suspected] == [A]
