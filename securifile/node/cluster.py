@@ -118,6 +118,7 @@ class Cluster:
             is_doubtful=self.heartbeats.is_doubtful,
             is_unlocking=self._is_unlocking,
             is_over=lambda name: self._is_over(name, self._index.position),
+            is_available=self.is_available,
         )
         index.listen(self.granter.learn)
         self.spreading = Spreading(

@@ -12,6 +12,7 @@ from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredList
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from securifile.model.errors import Code, DeadlineExceeded, PeerUnreachable, Refusal
@@ -162,10 +163,12 @@ class Locks:
         is_doubtful: Callable[[str], bool],
         is_unlocking: Callable[[str], bool],
         is_over: Callable[[str], bool],
+        is_available: Callable[[str], bool],
     ) -> None:
         """Args:
         is_unlocking: whether a server forgets an attempt's lease by itself when it hears of the commit.
         is_over: whether a node's admitted life is over, so that nobody serves as it, and it grants nothing to anybody.
+            is_available: whether a node answers, as far as is known.
         """
         self.clock = clock
         self._roster = roster
@@ -175,6 +178,7 @@ class Locks:
         self._is_doubtful = is_doubtful
         self._is_unlocking = is_unlocking
         self._is_over = is_over
+        self._is_available = is_available
 
     @property
     def _running(self) -> list[str]:
@@ -187,7 +191,20 @@ class Locks:
         Raises:
             Refusal: LOCKED, naming who has it and for how long; or NOT_RUNNING, when too few servers answered.
         """
-        return Deferred.fromCoroutine(self._take(key, attempt, person, first))
+        return Deferred.fromCoroutine(self._take_from(key, attempt, person, first))
+
+    async def _take_from(self, key: bytes, attempt: AttemptId, person: str, first: str) -> Lock:
+        """Like `_take`; whoever holds it through a node that is lost is given a moment, in which that one's end is told if it has ended.
+
+        Its person, who was uploading, tries again through another node at once.
+        """
+        try:
+            return await self._take(key, attempt, person, first)
+        except Refusal as refusal:
+            if refusal.code is not Code.LOCKED or self._is_available(str(refusal.evidence.get("node"))):
+                raise
+        await deferLater(self.clock, SILENCE_S)
+        return await self._take(key, attempt, person, first)
 
     async def _take(self, key: bytes, attempt: AttemptId, person: str, first: str) -> Lock:
         asked = LeaseAsk(key=key, attempt=attempt, person=person, duration_s=self._roster.settings.lease_s)

@@ -38,6 +38,7 @@ class World:
         self.doubtful: set[str] = set()
         self.unlocking: set[str] = set()
         self.over: set[str] = set()
+        self.lost: set[str] = set()
         self.granters = {name: Granter(self.clock) for name in self.roster.nodes}
         self.locks = self.locks_of("n1")
         for name in self.roster.nodes:
@@ -53,6 +54,7 @@ class World:
             is_doubtful=self.doubtful.__contains__,
             is_unlocking=self.unlocking.__contains__,
             is_over=self.over.__contains__,
+            is_available=lambda name: name not in self.lost,
         )
 
     def table(self, name: str) -> Any:
@@ -122,6 +124,30 @@ def test_who_has_ended_is_not_asked() -> None:
     assert world.holders() == {"n1": A, "n2": A}
     lock.release()
     assert world.holders() == {}
+
+
+@pytest.mark.parametrize("has_ended", [True, False])
+def test_who_is_lost_may_have_ended_and_is_given_a_moment(has_ended: bool) -> None:
+    """Who uploaded through a node that was killed tries again at once; when its end is told a moment later, the file is free."""
+    world = World()
+    asked = LeaseAsk(key=KEY, attempt=B, person="ann", duration_s=LEASE_S)
+    for granter in world.granters.values():
+        granter.ask(asked, "n4")
+    assert refusal(world.take()).code is Code.LOCKED
+    world.lost.add("n4")
+    outcome = world.take()
+    assert outcome == []
+    world.clock.advance(SILENCE_S / 3)
+    if has_ended:
+        for granter in world.granters.values():
+            granter.release_all("n4")
+    world.clock.advance(SILENCE_S)
+    if has_ended:
+        [lock] = outcome
+        assert isinstance(lock, Lock)
+        lock.release()
+    else:
+        assert refusal(outcome).code is Code.LOCKED
 
 
 def test_a_lock_is_held_everywhere_until_it_is_released() -> None:
