@@ -196,6 +196,9 @@ class IBlobStore(Interface):
     def quarantine(attempt: Any, reason: str) -> Deferred[None]:
         """Move the blob aside, never to be served again, kept for the operator."""
 
+    def settle() -> Deferred[None]:
+        """Do what was put off when blobs were stored, so that what leaves stays away after a restart, too. Any time, now and then."""
+
     def quarantined_count() -> Deferred[int]:
         """How many blobs lie aside, and nobody has looked after them yet."""
 

@@ -91,7 +91,7 @@ class BlobFolder:
         leftovers = self._clear_incoming()
         blobs = used = 0
         quarantined: list[tuple[AttemptId, str]] = []
-        for name, problem in self.packs.recover(self._is_here).items():
+        for name, problem in self.packs.recover(self._is_sound).items():
             self._put_aside(os.path.join(self.packs.folder, name), name + _PACK, problem)
             quarantined.append((AttemptId.parse(name), problem))
         for attempt, names in self._found():
@@ -267,6 +267,23 @@ class BlobFolder:
     def _is_here(self, attempt: AttemptId) -> bool:
         """Whether there is something of it."""
         return self.packs.is_here(attempt) or self.files.length(self._data(attempt)) is not None
+
+    def _is_sound(self, attempt: AttemptId) -> bool:
+        """Whether it is in a pack already, or each of its blocks is good in files of its own: what a crash, or an fsync that
+        failed, has brought back of those must not stand in the way of the pack's.
+        """
+        if self.packs.is_here(attempt):
+            return True
+        if not self.has(attempt):
+            return False
+        try:
+            descriptor, loaded = self.open(attempt)
+        except (NoSuchBlob, CorruptBlock):
+            return False
+        try:
+            return self.blocks(descriptor, loaded, 0, loaded.sidecar.size)[1] is None
+        finally:
+            self.files.close(descriptor)
 
     def discard(self, attempt: AttemptId) -> None:
         """Remove the temporary file."""
@@ -481,6 +498,9 @@ class BlobFolder:
             with suppress(FileNotFoundError):
                 self.files.remove(why)
             self.write_whole(why, reason.encode() + b"\n")
+        # rename(2) does nothing, and says that all is well, when both are names of one file: of a pack that came back at a start.
+        with suppress(FileNotFoundError):
+            self.files.remove(aside)
         self.files.rename(path, aside)
         self.files.sync_directory(self._quarantine)
 

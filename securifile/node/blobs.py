@@ -162,15 +162,18 @@ class DiskBlobs:
                 one.callback(None)
 
     def _keep_all(self, blobs: Sequence[WholeBlob]) -> Deferred[Sequence[BlobSummary | Exception]]:
-        packs = self._folder.packs
-        if packs.wants_settling and not self._settling:
+        if self._folder.packs.wants_settling and not self._settling:
             self._settling = True
             # What fails stays as it is until the next start.
-            self.worker.do(packs.settle).addErrback(_log_bug).addBoth(self._settled)
+            self.settle().addErrback(_log_bug).addBoth(self._settled)
         return self.worker.do(self._folder.keep_all, blobs)
 
     def _settled(self, _: object) -> None:
         self._settling = False
+
+    def settle(self) -> Deferred[None]:
+        """See `IBlobStore`."""
+        return self.worker.do(self._folder.packs.settle)
 
     async def _until_arrived(self, attempt: AttemptId) -> None:
         """Wait until it is not on its way to the disk any more: who has it leave means all of it."""

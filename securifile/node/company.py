@@ -20,28 +20,39 @@ class Company:
         """
         self._clock = clock
         self._patience_s = patience_s
-        self._coming = 0
+        self._coming: set[Guest] = set()
+        """Those that somebody may wait for: not who did not come while others waited as long as they do."""
         self._waiting: list[Deferred[None]] = []
         self._timer: IDelayedCall | None = None
 
     def expect(self) -> Guest:
         """Somebody is on the way."""
-        self._coming += 1
-        return Guest(self)
+        guest = Guest(self)
+        self._coming.add(guest)
+        return guest
 
-    def _one_less(self) -> None:
-        self._coming -= 1
+    def _one_less(self, guest: Guest) -> None:
+        self._coming.discard(guest)
         if not self._coming:
             self._go_on()
 
-    def _wait(self) -> Deferred[None]:
-        if self._coming == 1 and not self._waiting:
+    def _wait(self, guest: Guest) -> Deferred[None]:
+        if not self._coming - {guest} and not self._waiting:
             return succeed(None)
-        waiting: Deferred[None] = Deferred(self._waiting.remove)
+        waiting: Deferred[None] = Deferred(self._forget)
         self._waiting.append(waiting)
         if self._timer is None:
-            self._timer = self._clock.callLater(self._patience_s, self._go_on)
+            self._timer = self._clock.callLater(self._patience_s, self._too_long)
         return waiting
+
+    def _forget(self, waiting: Deferred[None]) -> None:
+        if waiting in self._waiting:  # else its turn comes in this very moment
+            self._waiting.remove(waiting)
+
+    def _too_long(self) -> None:
+        # Who has not come by now is held up, and would hold up each of the next for as long again.
+        self._coming.clear()
+        self._go_on()
 
     def _go_on(self) -> None:
         if self._timer is not None and self._timer.active():
@@ -49,7 +60,8 @@ class Company:
         self._timer = None
         waiting, self._waiting = self._waiting, []
         for one in waiting:
-            one.callback(None)
+            if not one.called:  # by one before it, in this very moment
+                one.callback(None)
 
 
 class Guest:
@@ -62,12 +74,12 @@ class Guest:
         """Return when all others who are on their way have come, or will not come, or it takes too long."""
         company, self._company = self._company, None
         if company is not None:
-            waiting = company._wait()
-            company._one_less()
+            waiting = company._wait(self)
+            company._one_less(self)
             await waiting
 
     def leave(self) -> None:
         """Nobody need wait for this one any more. Harmless after `arrive`, and twice."""
         company, self._company = self._company, None
         if company is not None:
-            company._one_less()
+            company._one_less(self)

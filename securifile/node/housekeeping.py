@@ -99,6 +99,7 @@ class Housekeeping:
                     await self._look_at_all()
                     looked_at = snapshots
                 await self._note_commits()
+                await self._blobs.settle()
                 if self._may_delete():
                     await self._drop_superseded()
                 if rounds and rounds % STAGED_ROUNDS == 0:

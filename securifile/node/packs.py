@@ -10,7 +10,7 @@ What a crash leaves after each step of `put`:
     3. fsync packs/                             certain; only now may anybody be told
     4. link the name of each blob               recovery links those that the crash has lost
 
-The folders of the blobs' names are fsynced later, once for thousands of blobs (`settle`); until then the name in packs/ stands for all
+The folders of the blobs' names are fsynced later, for all that came meanwhile (`settle`); until then the name in packs/ stands for all
 of them. A blob that left meanwhile comes back at the next start as one more for the node to ask the catalogue about, as after a crash.
 
 The file lives as long as one of its names. When most of the blobs in it have left, the others are given files of their own, so that what
@@ -19,6 +19,7 @@ left does not take room for ever: each blob is rewritten once at most.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -27,12 +28,15 @@ from threading import Lock
 from securifile.model.ids import AttemptId
 from securifile.node.files import Files, readable
 from securifile.node.pack_format import FIRST_BYTES, Place, decode_places, encode_pack
-from securifile.node.sidecars import DamagedSidecar, SidecarFile, decode_sidecar
+from securifile.node.sidecars import DamagedSidecar, SidecarFile, checksum, decode_sidecar
 
 SETTLE_BLOBS = 4096
 """So many new names before their folders are fsynced: sixteen in each of 256."""
 SETTLE_BYTES = 64 * 1024 * 1024
 """Or so many bytes: what left of them takes room until then."""
+
+SECTOR_BYTES = 512
+"""What a medium reads, or cannot read, at least."""
 
 
 class Packs:
@@ -52,6 +56,8 @@ class Packs:
         """Held by whoever writes into a pack, takes a blob out of one, or removes one: it stays where it was found meanwhile."""
         self._unsettled: list[tuple[str, set[str]]] = []
         """The names of packs whose blobs all have theirs, and the folders that these are in."""
+        self._counting = Lock()
+        """Held for an instant: who stores must not wait for the disk with who has `steady`."""
         self._blobs = 0
         self._bytes = 0
 
@@ -66,9 +72,10 @@ class Packs:
         Raises:
             OSError: nothing is left behind of any.
         """
-        name = str(blobs[0][0])
-        incoming, path = os.path.join(self._incoming, f"{name}.pack"), os.path.join(self.folder, name)
         data = encode_pack(blobs)
+        name = self._free_name(blobs, data)
+        incoming, path = os.path.join(self._incoming, f"{name}.pack"), os.path.join(self.folder, name)
+        made = incoming
         try:
             descriptor = self._files.create(incoming)
             try:
@@ -77,11 +84,11 @@ class Packs:
             finally:
                 self._files.close(descriptor)
             self._files.rename(incoming, path)
+            made = path
             self._files.sync_directory(self.folder)
         except OSError:
-            for one in (incoming, path):
-                with suppress(OSError):
-                    self._files.remove(one)
+            with suppress(OSError):
+                self._files.remove(made)
             raise
         ended: list[OSError | None] = []
         for attempt, _, _ in blobs:
@@ -91,11 +98,18 @@ class Packs:
                 ended.append(error)
             else:
                 ended.append(None)
-        with self.steady:
+        with self._counting:
             self._unsettled.append((name, {os.path.dirname(self._name_of(attempt)) for attempt, _, _ in blobs}))
             self._blobs += len(blobs)
             self._bytes += len(data)
         return ended
+
+    def _free_name(self, blobs: Sequence[tuple[AttemptId, bytes, bytes]], data: bytes) -> str:
+        """One that no other pack has: its name may be all that stands for its blobs."""
+        for attempt, _, _ in blobs:
+            if self._files.length(os.path.join(self.folder, str(attempt))) is None:
+                return str(attempt)
+        return checksum(data).hex()
 
     @property
     def wants_settling(self) -> bool:
@@ -104,13 +118,14 @@ class Packs:
 
     def settle(self) -> None:
         """Make the names of the blobs certain, so that those of their packs are not needed any more."""
-        with self.steady:
+        with self._counting:
             unsettled, self._unsettled = self._unsettled, []
             self._blobs = self._bytes = 0
         for folder in sorted(set[str]().union(*(folders for _, folders in unsettled))):
             self._files.sync_directory(folder)
         for name, _ in unsettled:
-            self._files.remove(os.path.join(self.folder, name))
+            with suppress(FileNotFoundError):
+                self._files.remove(os.path.join(self.folder, name))
 
     # --- after a crash ---
 
@@ -118,7 +133,7 @@ class Packs:
         """Give the blobs of packs that had not settled their names again.
 
         Args:
-            is_here: whether there is something of a blob already.
+            is_here: whether a blob is there already, in a pack or sound in files of its own.
 
         Returns:
             Packs that cannot be read, by name, and why; they are where they were.
@@ -137,11 +152,18 @@ class Packs:
             except DamagedSidecar as error:
                 bad[name] = str(error)
                 continue
-            good.append(name)
+            is_complete = True
             for attempt in places:
                 if not is_here(attempt):
-                    self._files.link(path, self._name_of(attempt))
+                    try:
+                        self._files.link(path, self._name_of(attempt))
+                    except OSError as error:
+                        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                            raise
+                        is_complete = False  # the pack stays for the next start; what can be read is given meanwhile
                 folders.add(os.path.dirname(self._name_of(attempt)))
+            if is_complete:
+                good.append(name)
         for folder in sorted(folders):
             self._files.sync_directory(folder)
         for name in good:
@@ -158,7 +180,7 @@ class Packs:
         """Read its sidecar. Raises `FileNotFoundError`, `DamagedSidecar`."""
         descriptor = self._files.open(self._name_of(attempt))
         try:
-            first = readable(self._files, descriptor, FIRST_BYTES, 0)
+            first = self._first(descriptor)
             place = _place(decode_places(first), attempt)
             beside = first[place.sidecar : place.sidecar + place.sidecar_bytes]
             if len(beside) < place.sidecar_bytes:
@@ -216,9 +238,20 @@ class Packs:
     def _places(self, path: str) -> Mapping[AttemptId, Place]:
         descriptor = self._files.open(path)
         try:
-            return decode_places(readable(self._files, descriptor, FIRST_BYTES, 0))
+            return decode_places(self._first(descriptor))
         finally:
             self._files.close(descriptor)
+
+    def _first(self, descriptor: int) -> bytes:
+        """The first bytes; those before a place that the medium cannot read, if there is one: that may be of one blob only."""
+        if first := readable(self._files, descriptor, FIRST_BYTES, 0):
+            return first
+        pieces = []
+        for offset in range(0, FIRST_BYTES, SECTOR_BYTES):
+            pieces.append(readable(self._files, descriptor, SECTOR_BYTES, offset))
+            if len(pieces[-1]) < SECTOR_BYTES:
+                break
+        return b"".join(pieces)
 
 
 def _place(places: Mapping[AttemptId, Place], attempt: AttemptId) -> Place:

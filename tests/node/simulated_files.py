@@ -155,6 +155,8 @@ class SimulatedFiles:
         self._step("rename")
         file = self._file(source)
         directory, name = self._at(target)
+        if directory.names.get(name) is file:
+            return  # as rename(2) does with two names of one file
         directory.change(name, file)
         directory, name = self._at(source)
         directory.change(name, None)

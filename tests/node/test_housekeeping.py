@@ -106,6 +106,13 @@ def test_an_upload_that_never_ended_is_given_up_and_its_blob_dropped() -> None:
     assert not world.has_blob()
 
 
+def test_each_round_has_the_store_settle() -> None:
+    """So that what leaves a quiet node stays away when that starts again."""
+    world = World(m.Outcome(ended="abandoned"))
+    world.run(3)
+    assert world.blobs.settled == 4
+
+
 def test_a_committed_blob_outlives_a_catalogue_that_has_forgotten_it() -> None:
     """A catalogue restored from a backup does not know of late commits: their blobs are kept, and nobody abandons their attempts."""
     world = World(m.Outcome(ended=None))
