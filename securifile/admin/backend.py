@@ -23,11 +23,13 @@ from securifile.certificates.authority import Authority, BadSigningRequest
 from securifile.certificates.identity import leaf_key
 from securifile.certificates.names import ServerUri
 from securifile.model.errors import Code, DatabaseUnavailable, OutcomeUnknown, Refusal
-from securifile.model.facts import Change, Fact, Server
+from securifile.model.facts import Change, Fact, File, Server
 from securifile.model.ids import EntryId, Position
 from securifile.model.servers import HostPort, ServerKind
 from securifile.protocol import messages as m
+from securifile.protocol.connection import SETTLING
 from securifile.protocol.rpc import Handlers, Peer
+from securifile.protocol.settling import Settling
 from securifile.protocol.spreading import Spreading
 
 T = TypeVar("T")
@@ -84,6 +86,16 @@ class AdminBackend:
             reached=lambda position: succeed(None),
         )
         watch.on_end = self._spreading.look
+        self.settling = Settling(
+            clock=clock,
+            name=name,
+            roster=catalogue.roster,
+            heartbeats=watch.heartbeats,
+            spreading=self._spreading,
+            ask=peers.ask,
+            tells=lambda node: peers.has_feature(node, SETTLING),
+            here=lambda: catalogue.ledger.position,
+        )
         catalogue.ledger.listen(self._learn)
         self.has_database = True
         """Whether the database answered when it was last asked."""
@@ -91,6 +103,9 @@ class AdminBackend:
     def _learn(self, position: Position, change: Change) -> None:
         for fact in change.facts:
             self._spreading.learn(fact)
+            if isinstance(fact, File):
+                # Whether the version is another one than before is not known here; if not, that is soon found out.
+                self.settling.learn(fact.version, None, position)
 
     def require_reconciled(self) -> None:
         """Raise `Refusal` while the catalogue may know rights that were taken away since."""
@@ -113,6 +128,12 @@ class AdminBackend:
     async def recall(self, key: Hashable, work: Callable[[Any], Awaitable[T]], *, of_files: bool = True, sql: Any = None) -> T:
         """See `Backend`: the database is asked each time."""
         return await (self.read(work) if sql is None else work(sql))
+
+    async def shown(self, file: File) -> File | None:
+        """See `Backend`. The version before is not known here: who wants one that is only just being made waits for it."""
+        # Another admin server may have committed it just now.
+        await self.asking(self._catalogue.ledger.catch_up())
+        return await self.settling.shown(file)
 
     async def act(self, asked: m.MakeFolder | m.Delete | m.Move | m.SetGrant) -> m.Acted:
         """See `Backend`."""

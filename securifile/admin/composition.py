@@ -175,6 +175,7 @@ class Admin:
 
     def start(self) -> None:
         """Send heartbeats, judge, and keep order."""
+        self.backend.settling.learn_everything(self.catalogue.ledger.position)
         self.watch.start()
         self._transfers.start()
         self._chores.start()
@@ -187,6 +188,7 @@ class Admin:
         except (DatabaseUnavailable, OutcomeUnknown) as error:
             self._log.info("another admin server takes the duties over when they have lapsed: {problem}", problem=str(error))
         self._transfers.stop()
+        self.backend.settling.stop()
         self.watch.stop()
         self.followers.stop()
         await self._pool.stop()

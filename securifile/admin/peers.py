@@ -57,6 +57,11 @@ class Peers:
         known = self._peers.get(name)
         return known[-1].ask(message, timeout_s) if known else fail(PeerUnreachable(f"{name} is not connected"))
 
+    def has_feature(self, name: str, feature: str) -> bool:
+        """Whether a node has an optional ability; True when it is not connected: that will be heard."""
+        known = self._peers.get(name)
+        return not known or feature in known[-1].features
+
     @property
     def names(self) -> list[str]:
         """Who is connected, by name."""

@@ -126,6 +126,7 @@ class Archives:
         if names:
             for name in dict.fromkeys(names):
                 entry = await self._backend.read(partial(directory.child, parent=folder.id, name=name))
+                entry = await self._shown(entry)
                 if entry is None:
                     raise Refusal(Code.NOT_FOUND, NOT_HERE, name=name)
                 add(entry, (*target.segments, entry.name), "")
@@ -136,13 +137,18 @@ class Archives:
             after = ""
             while True:
                 page = await self._backend.read(partial(directory.children, folder=parent.id, after=after, limit=PAGE))
-                for entry in page:
-                    add(entry, (*segments, entry.name), above)
+                for found in page:
+                    if (shown := await self._shown(found)) is not None:
+                        add(shown, (*segments, shown.name), above)
                 if len(page) < PAGE:
                     break
                 after = page[-1].name
         self._all_can_be_had(planned)
         return planned
+
+    async def _shown(self, entry: Entry | None) -> Entry | None:
+        """See `Backend.shown`."""
+        return await self._backend.shown(entry) if isinstance(entry, File) else entry
 
     def _all_can_be_had(self, planned: Sequence[Planned]) -> None:
         """An archive with holes would be taken for whole: if a file cannot be had now, there is none."""

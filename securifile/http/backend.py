@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from typing import Any, Protocol, TypeVar
 
+from securifile.model.facts import File
 from securifile.model.ids import EntryId
 from securifile.model.roster import Roster
 from securifile.protocol import messages as m
@@ -37,6 +38,15 @@ class Backend(Protocol):
             of_files: False: no file's new version, place or name has to do with it; it may be remembered over those, which are
                 most of all changes.
             sql: where to ask, for work that is asking already: questions are not nested.
+        """
+
+    async def shown(self, file: File) -> File | None:
+        """The file as it may be shown to people: of a version that is only just being made, the one before; None if there was none.
+
+        Once somebody was shown a version, nobody is shown an earlier one: `model/settling.py`. Rights are judged by what `file` says.
+
+        Raises:
+            Refusal: NOT_RUNNING: it cannot be told in time.
         """
 
     async def act(self, asked: m.MakeFolder | m.Delete | m.Move | m.SetGrant) -> m.Acted:

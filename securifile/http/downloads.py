@@ -48,10 +48,10 @@ class Downloads:
     async def get(self, request: Request, access: Access, target: Target) -> Answer | Streamed:
         """Answer `GET` or `HEAD` of a file. Raises `Refusal`."""
         found = await self._lookup.find(access, target, Action.READ)
-        file = found.entry
-        if isinstance(file, Folder):
+        if isinstance(found.entry, Folder):
             raise Refusal(Code.IS_A_FOLDER, "This is a folder. Put a slash at the end to list it.")
-        check_ticket(access.signed_in, file.id)
+        check_ticket(access.signed_in, found.entry.id)
+        file = await self._lookup.shown(found.entry)
         etag = etag_of(file.id, file.version.number)
         preconditions = parse_preconditions(request.header)
         headers = content_headers(file, etag)

@@ -54,6 +54,13 @@ class Lookup:
             raise Refusal(Code.NOT_A_FOLDER, "This is a file. Leave the slash at the end away.")
         return Found(place=place, entry=entry, role=authorise(role, action))
 
+    async def shown(self, file: File) -> File:
+        """The file with the version that people may be shown now; see `Backend`. Raises `Refusal`: NOT_FOUND if it is not there yet."""
+        shown = await self._backend.shown(file)
+        if shown is None:
+            raise Refusal(Code.NOT_FOUND, NOT_HERE)
+        return shown
+
     async def look(self, access: Access, target: Target) -> tuple[Place, Role | None]:
         """Where a path leads, and what the caller is to the last thing on it that exists."""
         access.path = str(target)

@@ -180,6 +180,33 @@ class Acting:
         finally:
             late.stop()
 
+    async def spread_version(self, committed: m.Committed, *, here: bool) -> None:
+        """Return when no node serves a version before this one any more, and people may be shown this one: its commit can be answered.
+
+        Args:
+            here: it was committed by the request that is answered, or by one of which nobody can have been told that it is under way. Else
+                somebody else may be about to answer it, too.
+
+        Raises:
+            OutcomeUnknown: that takes too long.
+        """
+        settling, version = self._cluster.settling, file_of(committed).version
+        began = self._clock.seconds()
+        try:
+            await self.spread(committed.position, committed.facts, committed.known_by)
+        except BaseException:
+            if here:
+                settling.give_up(committed.attempt)
+            raise
+        if here:
+            settling.settled(version)
+        else:
+            await settling.concluded(version, began)
+
+    async def shown(self, file: File) -> File | None:
+        """See `Backend`."""
+        return await self._cluster.settling.shown(file)
+
     def new_id(self) -> bytes:
         """See `Backend`."""
         return self._random(16)
@@ -196,6 +223,13 @@ class Acting:
     async def checked(self, file: EntryId) -> Mapping[str, float] | None:
         """See `Backend`: a node knows only of its own copies."""
         return None
+
+
+def file_of(committed: m.Committed) -> File:
+    """The file that a commit was about."""
+    file = committed.facts[0]
+    assert isinstance(file, File), "a commit's first fact is the file"
+    return file
 
 
 class Late:

@@ -28,9 +28,10 @@ from securifile.node.cluster_time import ClusterTime
 from securifile.node.index import Index
 from securifile.node.locks import Granter, Locks
 from securifile.protocol import messages as m
-from securifile.protocol.connection import UNLOCKING, PeerIdentity
+from securifile.protocol.connection import SETTLING, UNLOCKING, PeerIdentity
 from securifile.protocol.heartbeats import Heartbeats
 from securifile.protocol.rpc import Handlers, Link, Peer
+from securifile.protocol.settling import Settling
 from securifile.protocol.spreading import Spreading
 from securifile.sql import directory
 
@@ -130,6 +131,20 @@ class Cluster:
             is_over=self._is_over,
             reached=index.reached,
         )
+        self.settling = Settling(
+            clock=clock,
+            name=name,
+            roster=self.roster,
+            heartbeats=self.heartbeats,
+            spreading=self.spreading,
+            ask=self.ask,
+            tells=self._tells_settled,
+            here=lambda: index.position,
+        )
+        index.watch_versions(
+            lambda new, position: self.settling.learn(new.file.version, new.before if new.is_next else None, position),
+            self.settling.learn_everything,
+        )
         index.listen(self._learn)
 
     # --- life ---
@@ -143,6 +158,8 @@ class Cluster:
         for server in self.roster.servers.values():
             self._connect(server)
             self._weigh(server, BEGINNING)
+        # What was committed just before the last end of this process may be known to nobody else.
+        self.settling.learn_everything(self._index.position)
         self._refusing = None
         self.heartbeats.start()
 
@@ -150,6 +167,7 @@ class Cluster:
         """Serve nobody any more, and close the connections."""
         self._refusing = "stopping"
         self.heartbeats.stop()
+        self.settling.stop()
         links, self._links = self._links, {}
         self._measuring.cancel()
         self._asking.cancel()
@@ -179,6 +197,10 @@ class Cluster:
     def _is_unlocking(self, name: str) -> bool:
         link = self._links.get(name)
         return link is not None and link.peer is not None and UNLOCKING in link.peer.features
+
+    def _tells_settled(self, name: str) -> bool:
+        link = self._links.get(name)
+        return link is None or link.peer is None or not link.connected or SETTLING in link.peer.features
 
     @property
     def admins(self) -> list[str]:
@@ -334,6 +356,7 @@ class Cluster:
             m.Announce: self._announce,
             m.AuditKept: self._kept,
             m.MissedAsk: self._missed,
+            **self.settling.handlers,
             **self._more_handlers(),
         }
 

@@ -21,7 +21,7 @@ from securifile.model import facts as f
 from securifile.model.entries import Sidecar
 from securifile.model.ids import BEGINNING, AttemptId, Position
 from securifile.model.reconciliation import differences, gone_thing, thing_of
-from securifile.sql.facts import Superseded, apply_fact, apply_facts, every_fact
+from securifile.sql.facts import Renewed, Superseded, apply_fact, apply_facts, every_fact
 from securifile.sql.sqlite import SqliteDatabase
 from securifile.sql.tables import FACT_TABLE_NAMES, FACT_TABLES, spelled
 
@@ -82,6 +82,8 @@ class Index:
         """The last revision whose mark is known, and the mark: announcements bring changes without."""
         self.node: str | None = None
         """The name of the node whose index it is: its own copies that are not wanted any more are noted as superseded."""
+        self._renewed: Callable[[Renewed, Position], None] = lambda renewed, position: None
+        self._everything: Callable[[Position], None] = lambda position: None
         self.snapshots = 0
         """How many snapshots were taken since the start: each may have left out what this node still has on its disk."""
 
@@ -106,6 +108,15 @@ class Index:
     def watch_commits(self, around: Callable[[], None]) -> None:
         """Call `around()` just before and just after each commit: another process sees what is committed before anybody is told of it."""
         self._database.around_commit = around
+
+    def watch_versions(self, renewed: Callable[[Renewed, Position], None], everything: Callable[[Position], None]) -> None:
+        """Be told of versions before anybody can see them, within the transaction that makes them visible.
+
+        Args:
+            renewed: called as `renewed(what, position)`: it was committed by then.
+            everything: called as `everything(position)` when a snapshot of that position is taken.
+        """
+        self._renewed, self._everything = renewed, everything
 
     async def open(self) -> None:
         """Make the tables when there are none; find the watermark."""
@@ -155,9 +166,10 @@ class Index:
             known = await self._watermark(sql)
             if known != start:
                 raise ValueError(f"the feed was to go on at {start}, and the index is at {known} meanwhile")
+            renewed: list[Renewed] = []
             if not await sql.query("SELECT 1 FROM stamps LIMIT 1"):
                 every = [fact for change in fresh for fact in change.facts]
-                await self._note(sql, await apply_facts(sql, every))
+                await self._note(sql, await apply_facts(sql, every, renewed), renewed, reached)
                 await sql.execute(_WATERMARK, {**attrs.asdict(reached), "marked": self.marked, "mark": self.mark})
                 return every
             applied: list[f.Fact] = []
@@ -167,7 +179,8 @@ class Index:
                     if await self._stamp(sql, fact) > at:
                         await self._note_skipped(sql, fact)
                         continue
-                    await self._note(sql, await apply_fact(sql, fact))
+                    renewed = []
+                    await self._note(sql, await apply_fact(sql, fact, renewed), renewed, at)
                     applied.append(fact)
             await sql.execute("DELETE FROM stamps WHERE epoch < :epoch OR revision <= :revision", attrs.asdict(reached))
             await sql.execute(_WATERMARK, {**attrs.asdict(reached), "marked": self.marked, "mark": self.mark})
@@ -212,7 +225,8 @@ class Index:
             for fact in facts:
                 if await self._stamp(sql, fact) >= position:
                     continue
-                await self._note(sql, await apply_fact(sql, fact))
+                renewed: list[Renewed] = []
+                await self._note(sql, await apply_fact(sql, fact, renewed), renewed, position)
                 kind, thing = thing_of(fact)
                 await sql.execute(
                     "INSERT INTO stamps (kind, thing, epoch, revision) VALUES (:kind, :thing, :epoch, :revision)"
@@ -262,6 +276,7 @@ class Index:
             # While it waited for its turn to write, the feed may have gone on.
             if position < await self._watermark(sql):
                 return False
+            self._everything(position)
             for table in (*FACT_TABLE_NAMES, "stamps"):
                 await sql.execute(f"DELETE FROM {table}")
             for fact in every:
@@ -305,7 +320,9 @@ class Index:
             if not rows or bytes(rows[0][0]) != fact.version.attempt.value:
                 await self._note(sql, [Superseded(file=fact.id, attempt=fact.version.attempt)])
 
-    async def _note(self, sql: Any, superseded: list[Superseded]) -> None:
+    async def _note(self, sql: Any, superseded: list[Superseded], renewed: Iterable[Renewed] = (), position: Position = BEGINNING) -> None:
+        for new in renewed:
+            self._renewed(new, position)
         for one in superseded:
             if one.node is not None and one.node != self.node:
                 continue

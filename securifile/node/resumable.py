@@ -34,7 +34,7 @@ from securifile.model.facts import File
 from securifile.model.ids import AttemptId, EntryId
 from securifile.model.placement import place
 from securifile.model.staged import Note, StagedUpload
-from securifile.node.acting import Acting, no_catalogue
+from securifile.node.acting import Acting, file_of, no_catalogue
 from securifile.node.cluster import Cluster
 from securifile.node.fanout import FINISH_S, LOST, Together
 from securifile.node.locks import Lock
@@ -273,8 +273,17 @@ class Resumable:
             raise Refusal(Code.GONE, "This upload was ended. Begin a new one.")
         if outcome.committed is not None:
             # Its first answer may have been lost before every node knew of the version.
-            await self._acting.spread(outcome.committed.position, outcome.committed.facts)
+            await self._spread(outcome.committed)
         return outcome.committed
+
+    async def _spread(self, committed: m.Committed) -> None:
+        """Have it known everywhere before it is answered.
+
+        An upload may be committed in the course of any of its requests, through any node, and again when an answer was lost. So nobody
+        tells of it that it is under way, and who coordinates it lets the origin know when that is over.
+        """
+        await self._acting.spread_version(committed, here=True)
+        self._cluster.settling.tell(file_of(committed).version)
 
     # --- enough holders ---
 
@@ -401,7 +410,7 @@ class Resumable:
             lock.release()
         if committed is not None:
             access.event, access.changed = "write", True
-            await self._acting.spread(committed.position, committed.facts, committed.known_by)
+            await self._spread(committed)
             # Whoever had a part of it and took no part in the end keeps it for nothing.
             await self._drop(upload.attempt, [node for node in seen.holders if node not in ready])
         return State(upload=upload, note=note, committed=committed)
@@ -692,13 +701,6 @@ class _FromParts:
         """No more is wanted."""
         if self._source is not None:
             self._source.close()
-
-
-def file_of(committed: m.Committed) -> File:
-    """The file that a commit was about."""
-    file = committed.facts[0]
-    assert isinstance(file, File), "a commit's first fact is the file"
-    return file
 
 
 def header_of(upload: StagedUpload) -> Header:

@@ -39,7 +39,7 @@ from securifile.model.leases import first_granter, new_path_key
 from securifile.model.placement import place
 from securifile.model.roles import Action, Role
 from securifile.model.serving import serving_order
-from securifile.node.acting import Acting, no_catalogue
+from securifile.node.acting import Acting, file_of, no_catalogue
 from securifile.node.cluster import Cluster
 from securifile.node.company import Company, Guest
 from securifile.node.fanout import Fanout, WholeFanout
@@ -158,7 +158,7 @@ class Uploads:
         finally:
             if guest is not None:
                 guest.leave()
-        await self._acting.spread(committed.position, committed.facts, committed.known_by)
+        await self._acting.spread_version(committed, here=committed.attempt == attempt)
         return self._answer(access, committed, target)
 
     async def _lock_and_make(
@@ -217,7 +217,7 @@ class Uploads:
             return None
         access.path, access.detail = str(target), "answered from memory"
         # Its first answer may have been lost before every node knew of the version.
-        await self._acting.spread(outcome.committed.position, outcome.committed.facts)
+        await self._acting.spread_version(outcome.committed, here=False)
         return self._answer(access, outcome.committed, target)
 
     async def plan(self, header: Header, access: Access, target: Target) -> Plan:
@@ -525,17 +525,28 @@ class Uploads:
             key=asked.key,
             request=asked.request,
         )
+        settling = self._cluster.settling
+        settling.begin(attempt)
+        try:
+            committed = await self._ask_for_commit(commit)
+        except BaseException:
+            settling.give_up(attempt)
+            raise
+        if committed.attempt != attempt:
+            settling.give_up(attempt)
+            self._log.info("attempt {attempt} was answered by {winner}", attempt=attempt, winner=committed.attempt)
+        return committed
+
+    async def _ask_for_commit(self, commit: m.Commit) -> m.Committed:
         try:
             committed: m.Committed = await self._acting.ask_admin(commit)
+            return committed
         except OutcomeUnknown as lost:
-            committed = await self._outcome(attempt, lost)
+            return await self._outcome(commit.attempt, lost)
         except Refusal as refusal:
             if refusal.code is not Code.OUTCOME_UNKNOWN:
                 raise
-            committed = await self._outcome(attempt, OutcomeUnknown(refusal.detail))
-        if committed.attempt != attempt:
-            self._log.info("attempt {attempt} was answered by {winner}", attempt=attempt, winner=committed.attempt)
-        return committed
+            return await self._outcome(commit.attempt, OutcomeUnknown(refusal.detail))
 
     async def _outcome(self, attempt: AttemptId, lost: OutcomeUnknown) -> m.Committed:
         """What became of a commit whose answer was lost. Raises `OutcomeUnknown` when nobody can tell in time."""
@@ -554,8 +565,7 @@ class Uploads:
     # --- 6: answer ---
 
     def _answer(self, access: Access, committed: m.Committed, target: Target) -> Answer:
-        file = committed.facts[0]
-        assert isinstance(file, File), "a commit's first fact is the file"
+        file = file_of(committed)
         access.entry = file.id
         headers = [(b"ETag", etag_of(file.id, file.version.number).encode("ascii"))]
         digest = format_digest(file.version.algorithm, file.version.digest)

@@ -38,7 +38,9 @@ VOUCHED = "vouched"
 """The feature: takes the digest of a blob from the end of its stream. A server that does not know it computes the digest."""
 UNLOCKING = "unlocking"
 """The feature: forgets an attempt's lease when its index hears of the commit. A server that does not know it has to be told."""
-FEATURES = frozenset({RESUMABLE, WHOLE, VOUCHED, UNLOCKING})
+SETTLING = "settling"
+"""The feature: takes `SettledAsk`. A server that does not know it shows a version as soon as it has heard of it."""
+FEATURES = frozenset({RESUMABLE, WHOLE, VOUCHED, UNLOCKING, SETTLING})
 """Optional abilities of this release."""
 
 _ID = struct.Struct(">I")

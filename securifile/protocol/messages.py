@@ -111,6 +111,24 @@ class Ended:
     boot: str
 
 
+@attrs.frozen(kw_only=True)
+class SettledAsk:
+    """You committed this attempt: may its version be shown to people? Answered by `SettledAnswer`. (Feature `settling`.)"""
+
+    attempt: AttemptId
+    settled: bool = False
+    """It may, as the asking server knows, who coordinated the upload; the answer is of no interest."""
+
+
+@attrs.frozen(kw_only=True)
+class SettledAnswer:
+    """What is known of that attempt, at the moment of the answer."""
+
+    word: str
+    """`settled`: no node can give the version before any more. `under-way`: the writer is not answered yet; who asks may show the version
+    before. `unknown`: neither can be said; who asks may show the version when it has become certain by itself, and not the one before."""
+
+
 # --- node to admin server: the feed ---
 
 

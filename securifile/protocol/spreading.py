@@ -52,7 +52,8 @@ class Spreading:
         self._roster = roster
         self._ask = ask
         self._here = here
-        self._is_over = is_over
+        self.is_over = is_over
+        """See above."""
         self._reached = reached
         self._waiting: dict[Callable[[], None], None] = {}
         """Those who wait for a commit to spread: called, each looks again."""
@@ -95,7 +96,8 @@ class Spreading:
         if before_s > interval_s:
             self._older.append((before_s, self._clock.seconds() + 2 * FRESH_INTERVALS * before_s))
 
-    def _interval_s(self) -> float:
+    @property
+    def interval_s(self) -> float:
         """The longest heartbeat interval that any node may go by now."""
         now = self._clock.seconds()
         self._older = [(interval_s, until) for interval_s, until in self._older if until > now]
@@ -107,10 +109,11 @@ class Spreading:
         self._left = {name: at for name, at in self._left.items() if at > oldest}
         return {*self._roster.running, *self._left}
 
-    def _has_spread(self, position: Position, acknowledged: Collection[str], waited_s: float) -> bool:
-        interval_s = self._interval_s()
+    def has_spread(self, position: Position, acknowledged: Collection[str], waited_s: float) -> bool:
+        """Whether no node can serve an older state than this commit: see `spread_enough`."""
+        interval_s = self.interval_s
         needed = self._needed(FRESH_INTERVALS * interval_s)
-        over = [name for name in needed if name not in acknowledged and self._is_over(name, position)]
+        over = [name for name in needed if name not in acknowledged and self.is_over(name, position)]
         return spread_enough(acknowledged, needed, self._roster.admitted, waited_s=waited_s, interval_s=interval_s, over=over)
 
     def spread(self, position: Position, facts: tuple[Fact, ...], known_by: Collection[str] = ()) -> Deferred[None]:
@@ -122,7 +125,7 @@ class Spreading:
         It does so within a standing period even when nodes are silent, unless most of them are: then it goes on waiting for
         a majority, and the caller's own deadline decides.
         """
-        if self._name in known_by and self._has_spread(position, known_by, 0.0):
+        if self._name in known_by and self.has_spread(position, known_by, 0.0):
             return succeed(None)
         return Deferred.fromCoroutine(self._spread(position, facts, known_by))
 
@@ -130,10 +133,10 @@ class Spreading:
         began = self._clock.seconds()
         acknowledged: set[str] = set(known_by)
         enough: Deferred[None] = Deferred()
-        patience_s = FRESH_INTERVALS * self._interval_s()
+        patience_s = FRESH_INTERVALS * self.interval_s
 
         def look() -> None:
-            if not enough.called and self._has_spread(position, acknowledged, self._clock.seconds() - began):
+            if not enough.called and self.has_spread(position, acknowledged, self._clock.seconds() - began):
                 enough.callback(None)
 
         async def tell(name: str) -> None:

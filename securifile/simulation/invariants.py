@@ -8,6 +8,10 @@ what that person would read there. A read is right when what it gave was on its 
 
 That is linearizability of acknowledged changes, with the catalogue's order for the linear order, so no search is needed. Grants are
 on the timeline too: to whom a right was taken, there is nothing there any more.
+
+Who has read a version was told of it as well as who wrote it: from then on nobody may be given one before it. What was told of
+something else (of a right on the file, a move of its folder) says nothing of a version that nobody has been told of: it is files that are
+linearizable, each by itself (which composes: Herlihy and Wing, 1990).
 """
 
 from __future__ import annotations
@@ -244,6 +248,8 @@ class Judge:
         reads = [(operation.person, operation.path) for operation in operations if operation.kind is Kind.READ]
         self.truth = Truth(changes, committed, reads)
         self._violations: list[Violation] = []
+        self._contents: list[tuple[float, EntryId, int]] = []
+        """Which versions somebody was told of, as writer or reader, and when."""
 
     def judge(self) -> list[Violation]:
         """Everything that cannot be."""
@@ -274,8 +280,12 @@ class Judge:
             if operation.outcome is not Outcome.DONE or operation.ended is None:
                 continue
             match operation.kind:
+                case Kind.READ:
+                    # Though the writer may still wait for the answer.
+                    revision = self._note_content(operation)
                 case Kind.WRITE:
                     revision = self._check_write(operation, made)
+                    self._note_content(operation)
                 case Kind.DELETE | Kind.GRANT | Kind.REVOKE:
                     revision = self.truth.deed(operation.kind, operation, operation.path)
                     if operation.kind is Kind.DELETE and revision is None:
@@ -287,6 +297,15 @@ class Judge:
             if revision is not None:
                 told.append((operation.ended, revision))
         return sorted(told)
+
+    def _note_content(self, operation: Operation) -> int | None:
+        """Somebody was told of a version; the revision that made it, if there is one."""
+        named = version_of(operation.etag or "")
+        found = None if named is None else self.truth.versions.get(named)
+        if named is None or found is None or operation.ended is None:
+            return None
+        self._contents.append((operation.ended, *named))
+        return found[0]
 
     def _check_write(self, operation: Operation, made: dict[tuple[EntryId, int], int]) -> int | None:
         named = version_of(operation.etag or "")
@@ -348,11 +367,21 @@ class Judge:
         # things: the file's next version before the move of its folder.
         if seen is not None and len(possible) > 1 and low < self.truth.versions[seen][0] <= high:
             return
+        if any(state is not None and self._was_not_told(seen, state, asked) for state in possible):
+            return
         self._accuse(
             "nothing older than what was acknowledged",
             f"{_words(seen)} was read where only {', '.join(map(_words, possible))} can be (revisions {low} to {high})",
             operation,
         )
+
+    def _was_not_told(self, seen: Seen, state: tuple[EntryId, int], asked: float) -> bool:
+        """Whether what was seen is the file as it was before versions of which nobody had been told when it was asked for."""
+        file, version = state
+        told = max((number for at, other, number in self._contents if other == file and at < asked), default=0)
+        if seen is None:
+            return told == 0
+        return seen[0] == file and told <= seen[1] < version
 
     def _check_cut(self, operation: Operation, done: list[tuple[float, int]]) -> None:
         """Of what one may not read any more nothing is given, in the middle of a transfer either."""

@@ -283,12 +283,12 @@ class Person:
         await self._do(operation, "PUT", f"/api/v1/files/{path}", b"")
         return operation
 
-    async def read(self, path: str, server: str) -> Operation:
-        """Read a file."""
+    async def read(self, path: str, server: str, *, relay: bool | None = None) -> Operation:
+        """Read a file; through that server if `relay`, and if not said by chance."""
         operation = self._operation(Kind.READ, path, server)
-        relay = "?relay=1" if self._chance.happens(0.3) else ""
+        query = "?relay=1" if (self._chance.happens(0.3) if relay is None else relay) else ""
         slow = self._chance.happens(self._habits.slow)
-        answer = await self._do(operation, "GET", f"/api/v1/files/{path}{relay}", slow=slow)
+        answer = await self._do(operation, "GET", f"/api/v1/files/{path}{query}", slow=slow)
         if answer is not None and answer.status == 200:
             if answer.whole:
                 operation.content = answer.content

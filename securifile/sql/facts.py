@@ -39,12 +39,43 @@ class Superseded:
     """Only there; None: on every node."""
 
 
-async def apply_fact(sql: Any, fact: f.Fact) -> list[Superseded]:
-    """Make the tables say what `fact` says; the blobs that are not current any more because of it."""
+@attrs.frozen(kw_only=True)
+class Renewed:
+    """A file that has another version than before, or had none."""
+
+    file: f.File
+    row: Sequence[Any] | None
+    """As it was before: `ENTRY_COLUMNS`."""
+    copies: Sequence[Sequence[Any]] = ()
+    """Those of the version before: file, node, priority, durable."""
+
+    @property
+    def is_next(self) -> bool:
+        """Whether the version before is the one that its number says."""
+        return self.file.version.number == 1 + (0 if self.row is None else self.row[5])
+
+    def before(self) -> Version | None:
+        """The version before; None if there was no such file."""
+        if self.row is None:
+            return None
+        copies = (Copy(node=node, priority=priority, durable=bool(durable)) for _, node, priority, durable in self.copies)
+        was = entry_of(self.row, tuple(copies))
+        assert isinstance(was, f.File), "what is a file was no folder"
+        return was.version
+
+
+async def apply_fact(sql: Any, fact: f.Fact, renewed: list[Renewed] | None = None) -> list[Superseded]:
+    """Make the tables say what `fact` says; the blobs that are not current any more because of it.
+
+    Args:
+        renewed: takes the files that have another version now.
+    """
+    if isinstance(fact, f.File):
+        return await apply_files(sql, [fact], renewed)
     return await _APPLIERS[type(fact)](sql, fact)
 
 
-async def apply_facts(sql: Any, facts: Iterable[f.Fact]) -> list[Superseded]:
+async def apply_facts(sql: Any, facts: Iterable[f.Fact], renewed: list[Renewed] | None = None) -> list[Superseded]:
     """The same for each of these, in order; files that follow each other together."""
     superseded: list[Superseded] = []
     files: dict[EntryId, f.File] = {}
@@ -53,14 +84,14 @@ async def apply_facts(sql: Any, facts: Iterable[f.Fact]) -> list[Superseded]:
             files[fact.id] = fact
             continue
         if files:
-            superseded += await apply_files(sql, list(files.values()))
+            superseded += await apply_files(sql, list(files.values()), renewed)
             files.clear()
         if isinstance(fact, f.File):
             files[fact.id] = fact
         else:
-            superseded += await apply_fact(sql, fact)
+            superseded += await _APPLIERS[type(fact)](sql, fact)
     if files:
-        superseded += await apply_files(sql, list(files.values()))
+        superseded += await apply_files(sql, list(files.values()), renewed)
     return superseded
 
 
@@ -148,28 +179,28 @@ def _entry_row(file: f.File) -> tuple[Any, ...]:
     )
 
 
-async def _file(sql: Any, fact: f.File) -> list[Superseded]:
-    return await apply_files(sql, [fact])
-
-
-async def apply_files(sql: Any, files: Sequence[f.File]) -> list[Superseded]:
+async def apply_files(sql: Any, files: Sequence[f.File], renewed: list[Renewed] | None = None) -> list[Superseded]:
     """Like `apply_fact` for each of these, which are different files, with a few statements for all of them."""
     ids = {"files": tuple(file.id.value for file in files)}
-    before = {bytes(row[0]): row for row in await sql.query("SELECT id, attempt, size FROM entries WHERE id IN :files", ids)}
-    held: dict[bytes, set[str]] = {id_: set() for id_ in before}
+    before = {bytes(row[0]): row for row in await sql.query(f"SELECT {ENTRY_COLUMNS} FROM entries WHERE id IN :files", ids)}
+    held: dict[bytes, list[Sequence[Any]]] = {id_: [] for id_ in before}
     if before:
-        for id_, node in await sql.query("SELECT file, node FROM copies WHERE file IN :files", ids):
-            held[bytes(id_)].add(node)
-    put_files(sql, [(file, before[file.id.value][2] if file.id.value in before else None) for file in files])
+        for row in await sql.query("SELECT file, node, priority, durable FROM copies WHERE file IN :files ORDER BY priority", ids):
+            held[bytes(row[0])].append(row)
+    put_files(sql, [(file, before[file.id.value][7] if file.id.value in before else None) for file in files])
     superseded = []
     for file in files:
         row = before.get(file.id.value)
         if row is None:
+            if renewed is not None:
+                renewed.append(Renewed(file=file, row=None))
             continue
-        if bytes(row[1]) != file.version.attempt.value:
-            superseded.append(Superseded(file=file.id, attempt=AttemptId(bytes(row[1]))))
+        if bytes(row[6]) != file.version.attempt.value:
+            superseded.append(Superseded(file=file.id, attempt=AttemptId(bytes(row[6]))))
+            if renewed is not None:
+                renewed.append(Renewed(file=file, row=row, copies=held[file.id.value]))
             continue
-        dropped = held[file.id.value] - {copy.node for copy in file.version.copies}
+        dropped = {node for _, node, _, _ in held[file.id.value]} - {copy.node for copy in file.version.copies}
         superseded += [Superseded(file=file.id, attempt=file.version.attempt, node=node) for node in sorted(dropped)]
     return superseded
 
@@ -257,7 +288,6 @@ _APPLIERS: dict[type, Callable[[Any, Any], Awaitable[list[Superseded]]]] = {
     f.Session: _session,
     f.SessionGone: _session_gone,
     f.Folder: _folder,
-    f.File: _file,
     f.EntryGone: _entry_gone,
     f.Grant: _grant,
     f.GrantGone: _grant_gone,

@@ -32,6 +32,7 @@ class AnsweringNode:
 
     def __init__(self, name: str, admin: Admin) -> None:
         self.identity = PeerIdentity(cluster="test", kind=ServerKind.NODE, name=name)
+        self.features: frozenset[str] = frozenset()
         self.boot = ""
         self.lease = m.LeaseAnswer(granted=True)
         self.repaired: m.Repaired | Exception | Deferred[m.Repaired] = PeerUnreachable("it hung up")

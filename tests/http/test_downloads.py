@@ -54,10 +54,14 @@ async def find(*_: Any) -> Any:
     return SimpleNamespace(entry=FILE)
 
 
+async def shown(file: Any) -> Any:
+    return file
+
+
 def ask(method: str, *headers: str) -> Answer:
     """What a server answers about the file."""
     backend: Any = SimpleNamespace(name="n1", is_available=lambda name: True, roster=SimpleNamespace(servers={}))
-    lookup: Any = SimpleNamespace(find=find)
+    lookup: Any = SimpleNamespace(find=find, shown=shown)
     nothing: Any = None
     downloads = Downloads(backend=backend, lookup=lookup, sources=nothing, delivery=nothing, redirector=nothing)
     app = klein_problems(Klein())

@@ -22,15 +22,18 @@ from twisted.web.server import NOT_DONE_YET
 from securifile.http.channel import Request
 from securifile.http.limits import HttpLimits
 from securifile.http.transfers import Transfer
+from securifile.model.digests import DigestAlgorithm
+from securifile.model.entries import Version
 from securifile.model.errors import Code, Refusal
-from securifile.model.ids import EntryId, Position
+from securifile.model.facts import File
+from securifile.model.ids import AttemptId, EntryId, Position
 from securifile.model.records import AuditRecord
 from securifile.node.fronts.answering import NOTICE_S, FrontBackend, FrontTransfers, PassedOn
 from securifile.node.fronts.control import pack_records, unpack_records
 from securifile.node.fronts.gate import Gate, GateHttpFactory, Gates, may_answer
 from securifile.node.fronts.handover import Taking, hand, pair
 from securifile.node.fronts.recording import LATE_S, FrontAudit
-from securifile.node.fronts.scoreboard import Scoreboard, make_memory
+from securifile.node.fronts.scoreboard import Scoreboard, YoungMarks, make_memory, young_place
 from securifile.node.fronts.tunnel import Frames, FrontEnd, NodeEnds, TunnelHttpFactory, address_note, noted_address
 from securifile.node.index import Index
 from securifile.sql.sqlite import SqliteDatabase, SqliteReader
@@ -550,3 +553,57 @@ def test_a_front_stops_when_its_connections_are_closed() -> None:
     for gate in list(house.gates.protocols):
         gate.connectionLost()
     assert done == [None]
+
+
+# --- versions that are not settled ---
+
+
+def test_what_may_be_young_is_passed_on(backend: tuple[FrontBackend, Index, Clock], board: Scoreboard) -> None:
+    """A front gives a version only if the scoreboard has no mark for it: else the node process answers, which can ask."""
+    front = backend[0]
+    version = Version(
+        number=1,
+        attempt=AttemptId(b"ab" * 8),
+        size=1,
+        digest=b"",
+        algorithm=DigestAlgorithm.SHA256,
+        committed_at=0.0,
+        committed_by="ann",
+        copies=(),
+    )
+    file = File(id=EntryId(bytes(16)), owner="ann", parent=EntryId(bytes(16)), name="x", created_at=0.0, version=version)
+    place = young_place(version.attempt)
+
+    def is_passed_on() -> bool:
+        try:
+            return settled(front.shown(file)) is not file
+        except PassedOn:
+            return True
+
+    assert not is_passed_on()
+    board.set_young(place, True)
+    assert is_passed_on()
+    board.set_young(place, False)
+    assert not is_passed_on()
+    board.everything_young = 1
+    assert is_passed_on()
+    board.everything_young = 0
+    assert not is_passed_on()
+
+
+def test_the_marks_of_young_versions(board: Scoreboard) -> None:
+    """A place is marked while any version that shares it is young; when everything is, nothing is marked by itself any more."""
+    marks = YoungMarks(board)
+    one, other, elsewhere = (AttemptId(start + bytes(14)) for start in (b"ab", b"ab", b"cd"))
+    marks.mark(one)
+    marks.mark(other)
+    assert board.may_be_young(one) and not board.may_be_young(elsewhere)
+    marks.unmark(one)
+    assert board.may_be_young(other)
+    marks.unmark(other)
+    assert not board.may_be_young(other)
+    marks.mark(one)
+    marks.mark_everything(True)
+    assert board.may_be_young(one) and board.may_be_young(elsewhere)
+    marks.mark_everything(False)
+    assert not board.may_be_young(one) and not board.may_be_young(elsewhere)

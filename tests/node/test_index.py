@@ -20,7 +20,7 @@ from securifile.model.ids import BEGINNING, AttemptId, EntryId, Position
 from securifile.model.roles import Role
 from securifile.model.servers import ServerKind, Status
 from securifile.node.index import AHEAD_MAX, Index
-from securifile.sql.facts import every_fact
+from securifile.sql.facts import Renewed, every_fact
 from securifile.sql.sqlite import SqliteDatabase, run_now
 from securifile.sql.tables import FACT_TABLE_NAMES
 from tests.histories import History, histories, history
@@ -182,6 +182,39 @@ def test_a_snapshot_is_as_good_as_the_feed(past: History, data: st.DataObject) -
         assert tables(index) == tables(source)
     now(index.apply_changes(EPOCH, past.changes[middle:]))
     assert tables(index) == tables(fed(past.changes))
+
+
+@settings(deadline=None)
+@given(deliveries())
+def test_versions_are_told_of_before_they_can_be_seen(delivery: Delivery) -> None:
+    """Each, with the one whose place it takes, while the transaction is under way; dated not earlier than its commit."""
+    index = new_index()
+    every = [(change.revision, fact) for change in delivery.history.changes for fact in change.facts if isinstance(fact, f.File)]
+    committed = {fact.version.attempt: Position(EPOCH, revision) for revision, fact in reversed(every)}
+    told: set[AttemptId] = set()
+
+    def renewed(new: Renewed, position: Position) -> None:
+        assert index.is_writing
+        before = new.before()
+        version = new.file.version
+        assert before is None or (before.attempt in told and before in [fact.version for _, fact in every if fact.id == new.file.id])
+        assert new.is_next is (version.number == (1 if before is None else before.number + 1))
+        assert position >= committed[version.attempt]
+        told.add(version.attempt)
+
+    index.watch_versions(renewed, lambda position: pytest.fail("there was no snapshot"))
+    index.listen(lambda fact: None if not isinstance(fact, f.File) or fact.version.attempt in told else pytest.fail("not told"))
+    deliver(delivery, index)
+    assert {fact.version.attempt for fact in delivery.history.world.facts() if isinstance(fact, f.File)} <= told
+
+
+def test_a_snapshot_makes_everything_new() -> None:
+    """That is said before it can be seen, with its position."""
+    index = new_index()
+    told: list[tuple[Position, bool]] = []
+    index.watch_versions(lambda new, position: None, lambda position: told.append((position, index.is_writing)))
+    now(index.replace(Position(EPOCH, 7), []))
+    assert told == [(Position(EPOCH, 7), True)]
 
 
 def test_a_gap_is_refused() -> None:

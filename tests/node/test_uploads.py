@@ -62,8 +62,9 @@ class Spreads:
     async def ask_admin(self, message: Any) -> m.Outcome:
         return self.outcome
 
-    async def spread(self, position: Position, facts: tuple[Fact, ...]) -> None:
-        self.spread_facts.append((position, facts))
+    async def spread_version(self, committed: m.Committed, *, here: bool) -> None:
+        assert not here
+        self.spread_facts.append((committed.position, committed.facts))
 
 
 def uploads(acting: Any, **others: Any) -> Uploads:

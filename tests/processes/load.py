@@ -6,11 +6,10 @@ judged: whether there is an order in which it can have happened (`securifile.sim
 
 from __future__ import annotations
 
-import math
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import attrs
@@ -193,22 +192,12 @@ class Load(AbstractContextManager["Load"]):
             ids = {one.file for one in about if one.file is not None}
             if len(ids) > 1:
                 found.append(f"{path} was several files, and nobody deleted one: {ids}")
-            answered = {one.version: one.ended for one in about if one.kind == "write" and one.version is not None}
-            found += [f"{path}: {one.reason}: {one.events}" for one in judge(filter(None, (_event(one, answered) for one in about)))]
+            found += [f"{path}: {one.reason}: {one.events}" for one in judge(filter(None, map(_event, about)))]
         return found
 
 
-def _event(one: Operation, answered: Mapping[int, float]) -> Event | None:
-    """What a file's history is told of an operation; None when it says nothing of the file.
-
-    Promised is that nobody is served an older version once a newer one was *answered* (design, guarantee 4). Who reads one whose upload
-    has not been answered yet reads it early: another node, which is cut off and has not lost its standing, may still give the one before,
-    while the writer waits for just that. So such a read binds others from the answer on, or, when there was none, not at all
-    (`docs/decisions/0022-reads-beside-an-unanswered-write.md`).
-
-    Args:
-        answered: when the upload of each version was.
-    """
+def _event(one: Operation) -> Event | None:
+    """What a file's history is told of an operation; None when it says nothing of the file."""
     if one.kind == "write":
         if one.version is not None:
             return Written(content=one.upload, version=one.version, begun=one.begun, ended=one.ended)
@@ -217,8 +206,7 @@ def _event(one: Operation, answered: Mapping[int, float]) -> Event | None:
         return Read(content=None, version=0, begun=one.begun, ended=one.ended)
     if one.version is None or one.upload is None:
         return None
-    binds = max(one.ended, answered.get(one.version, math.inf))
-    return Read(content=one.upload, version=one.version, begun=one.begun, ended=binds)
+    return Read(content=one.upload, version=one.version, begun=one.begun, ended=one.ended)
 
 
 @attrs.frozen

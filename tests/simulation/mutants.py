@@ -144,6 +144,19 @@ class Hearsay(Node):
         lives.is_over = lambda name, admitted, epoch: bool(lives._over.get(name))
 
 
+class Eager(Node):
+    """Shows people what it has just heard of, though others may not have."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        settling: Any = self.cluster.settling
+
+        async def shown(file: File) -> File:
+            return file
+
+        settling.shown = shown
+
+
 class Unlocked(Node):
     """Lets any number of people modify a file at once."""
 
@@ -189,6 +202,7 @@ MUTANTS = {
     "evidence of an end": attrs.evolve(AWAY, parts=Parts(node=Hopeful)),
     "fsync": Scene(seed=0, seconds=20, climate=Climate(weights=(("power", 3), ("power-all", 1))), parts=Parts(obeys_fsync=False)),
     "locks and compare-and-swap": attrs.evolve(CONTENTION, parts=Parts(node=Unlocked, catalogue=Careless)),
+    "settling": attrs.evolve(AWAY, parts=Parts(node=Eager)),
     "spreading": attrs.evolve(AWAY, parts=Parts(node=Hasty)),
     "standing": Scene(seed=0, seconds=20, climate=Climate(), parts=Parts(node=Servile)),
     "verification": attrs.evolve(RETURNING, parts=Parts(node=Credulous)),

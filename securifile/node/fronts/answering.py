@@ -26,6 +26,7 @@ from securifile.http.redirects import Redirector
 from securifile.http.targets import parse_target
 from securifile.http.transfers import Transfer, Transfers
 from securifile.model.errors import Refusal, StreamBroken
+from securifile.model.facts import File
 from securifile.model.ids import EntryId, Position
 from securifile.model.roster import Roster
 from securifile.node.fronts.scoreboard import FrontScore, Scoreboard
@@ -143,6 +144,13 @@ class FrontBackend:
     def is_available(self, name: str) -> bool:
         """See `Backend`: as the node process sees it, a fifth of a second ago at most."""
         return name == self.name or name in self.available
+
+    async def shown(self, file: File) -> File | None:
+        """See `Backend`. Raises `PassedOn` for what the node process has to be asked about."""
+        # The mark comes before the version can be seen, and goes when it may be shown.
+        if self._board.may_be_young(file.version.attempt):
+            raise PassedOn
+        return file
 
     async def act(self, asked: m.MakeFolder | m.Delete | m.Move | m.SetGrant) -> m.Acted:
         """See `Backend`."""

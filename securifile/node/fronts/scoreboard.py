@@ -12,9 +12,15 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections import Counter
 from typing import Any
 
+from securifile.model.ids import AttemptId
+
 _FRONT_CELLS = 8
+_YOUNG_BYTES = 1 << 16
+"""For the young versions, by the first two bytes of the attempt, which is random: when there are a thousand, one in sixty others is taken
+for one."""
 _FIRST_FRONT = 16
 _CELL_BYTES = 8
 
@@ -49,6 +55,8 @@ class Scoreboard:
     """How often servers or settings have changed."""
     left = _Cell(5, "counts")
     """How often a blob has left the store: files that are kept open must be closed."""
+    everything_young = _Cell(7, "counts")
+    """1 while every version is young; see `model/settling.py`."""
     has_room = _Cell(6, "counts")
     """1 while the audit spool has room for a new request's record."""
 
@@ -58,13 +66,53 @@ class Scoreboard:
         fronts: how many there are places for.
         """
         self._memory = mmap.mmap(descriptor, bytes_of(fronts))
+        self._young = memoryview(self._memory)[bytes_of(fronts) - _YOUNG_BYTES :]
         self.times = memoryview(self._memory).cast("d")
         self.counts = memoryview(self._memory).cast("Q")
         self.fronts = [FrontScore(self.counts, _FIRST_FRONT + number * _FRONT_CELLS) for number in range(fronts)]
 
+    def set_young(self, place: int, young: bool) -> None:
+        """Say whether there are young versions of a place (`young_place`)."""
+        self._young[place] = young
+
+    def may_be_young(self, attempt: AttemptId) -> bool:
+        """Whether that version may be young: one that is not said to be never is."""
+        return bool(self.everything_young) or self._young[young_place(attempt)] != 0
+
     def withdraw(self) -> None:
         """Nobody is served any more, from now on."""
         self.serves_until = self.goes_on_until = float("-inf")
+
+
+class YoungMarks:
+    """The young versions of the node process on the scoreboard: its `Marks` (`protocol/settling.py`)."""
+
+    def __init__(self, board: Scoreboard) -> None:
+        self._board = board
+        self._young: Counter[int] = Counter()
+        """How many there are, by place."""
+
+    def mark(self, attempt: AttemptId) -> None:
+        """See `Marks`."""
+        place = young_place(attempt)
+        self._young[place] += 1
+        self._board.set_young(place, True)
+
+    def unmark(self, attempt: AttemptId) -> None:
+        """See `Marks`."""
+        place = young_place(attempt)
+        self._young[place] -= 1
+        if not self._young[place]:
+            del self._young[place]
+            self._board.set_young(place, False)
+
+    def mark_everything(self, everything: bool) -> None:
+        """See `Marks`."""
+        self._board.everything_young = int(everything)
+        if everything:
+            for place in self._young:
+                self._board.set_young(place, False)
+            self._young.clear()
 
 
 class FrontScore:
@@ -109,7 +157,12 @@ class FrontScore:
 
 def bytes_of(fronts: int) -> int:
     """The size of the memory for so many fronts."""
-    return (_FIRST_FRONT + fronts * _FRONT_CELLS) * _CELL_BYTES
+    return (_FIRST_FRONT + fronts * _FRONT_CELLS) * _CELL_BYTES + _YOUNG_BYTES
+
+
+def young_place(attempt: AttemptId) -> int:
+    """Where on the scoreboard it stands whether a version is young."""
+    return int.from_bytes(attempt.value[:2], "big")
 
 
 def make_memory(fronts: int) -> int:

@@ -35,7 +35,7 @@ from securifile.node.cluster import Cluster
 from securifile.node.fronts import control as c
 from securifile.node.fronts.handover import Taking, hand, pair
 from securifile.node.fronts.options import CONTROL, HANDOVER, LIFELINE, SCOREBOARD, FrontOptions
-from securifile.node.fronts.scoreboard import Scoreboard, make_memory
+from securifile.node.fronts.scoreboard import Scoreboard, YoungMarks, make_memory
 from securifile.node.fronts.tunnel import NodeEnds, noted_address
 from securifile.node.index import Index
 
@@ -111,6 +111,7 @@ class Fronts:
         self.restarted = 0
         self.available: list[str] = []
         """The nodes that can be asked for files, as the fronts know."""
+        cluster.settling.show_on(YoungMarks(self.board))
         index.watch_commits(self._committing)
         index.listen(self._learn)
         cluster.heartbeats.on_doubt = self._grant
