@@ -199,17 +199,20 @@ def test_what_was_sent_is_said_at_the_end(rig: Rig, features: frozenset[str]) ->
 
 
 def test_whole_blobs_go_together(rig: Rig) -> None:
-    """The first goes at once, and those that come meanwhile in one message after it, over one connection; each hears its own end."""
+    """What comes in one turn is one message, and what comes meanwhile the next, over one connection; each hears its own end."""
     blobs = Blobs(before_answer=Deferred())
     pool = start(rig, blobs)
-    waiting = [pool.store_whole("n1", whole(data)) for data in (b"a", b"", b"twice", b"d" * WHOLE_BYTES_MAX)]
+    contents = (b"a", b"", b"twice", b"d" * WHOLE_BYTES_MAX)
+    waiting = [pool.store_whole("n1", whole(data)) for data in contents[:2]]
     rig.settle()
-    assert blobs.groups == [1]
+    waiting += [pool.store_whole("n1", whole(data)) for data in contents[2:]]
+    rig.settle()
+    assert blobs.groups == [2]
     assert blobs.before_answer is not None
     blobs.before_answer.callback(None)
     rig.settle()
-    assert blobs.groups == [1, 3]
-    assert blobs.stored == [b"a", b"", b"twice", b"d" * WHOLE_BYTES_MAX]
+    assert blobs.groups == [2, 2]
+    assert blobs.stored == list(contents)
     assert [rig.result(waiting[number]).size for number in (0, 1, 3)] == [1, 0, WHOLE_BYTES_MAX]
     with pytest.raises(Refusal, match="it is here"):
         rig.result(waiting[2])
