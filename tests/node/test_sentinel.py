@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from fcntl import F_DUPFD, fcntl
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ class Watched:
         lifeline, self.lifeline = os.pipe()
         places = {0: told, program.PROCESS: pidfd, program.LIFELINE: lifeline}
         # Far from the places where they are to be, so that none is put on another one.
-        far = {place: os.dup2(descriptor, 100 + place) for place, descriptor in places.items()}
+        far = {place: fcntl(descriptor, F_DUPFD, 100) for place, descriptor in places.items()}
         self.pid = os.posix_spawn(
             sys.executable,
             [sys.executable, "-I", "-S", str(Path(program.__file__))],
