@@ -339,7 +339,8 @@ class Index:
         due = [waiting for at, waiting in self._waiting if at <= position]
         self._waiting = [(at, waiting) for at, waiting in self._waiting if at > position]
         for waiting in due:
-            waiting.callback(None)
+            if not waiting.called:  # cancelled by what one before it has set going
+                waiting.callback(None)
 
     def _tell(self, fact: f.Fact) -> None:
         for listener in self._listeners:

@@ -18,6 +18,7 @@ from securifile.node.pack_format import decode_places
 from securifile.node.sidecars import DamagedSidecar
 from securifile.simulation.chance import Chance
 from securifile.simulation.cluster import DATA, SimulatedCluster
+from securifile.simulation.history import Reach
 
 BLOBS = f"{DATA}/blobs/"
 
@@ -93,8 +94,8 @@ class Storm:
         self.stopped = False
         self.counts: dict[str, int] = {}
         """How many there were, by kind."""
-        self.reach: list[tuple[float, dict[str, bool]]] = []
-        """From when on which node could reach an admin server or more than half of the nodes."""
+        self.reach: list[Reach] = []
+        """Who could send to whom, at the beginning and after each fault's beginning and end."""
         self.rotten: dict[str, str] = {}
         """Attempts of which one copy has rotted, and on which node."""
         self.lost_disks: list[str] = []
@@ -325,17 +326,8 @@ class Storm:
     # --- who reaches whom ---
 
     def note_reach(self) -> None:
-        """Write down, after a change, which node can ask an admin server or more than half of the nodes, and be answered."""
+        """Write it down after a change."""
         cluster = self._cluster
         up = [name for name, machine in cluster.machines.items() if machine.life is not None and not machine.paused]
-        nodes = len(cluster.nodes)
-
-        def both_ways(one: str, other: str) -> bool:
-            return not (cluster.network.is_cut(one, other) or cluster.network.is_cut(other, one))
-
-        reach: dict[str, bool] = {}
-        for node in cluster.nodes:
-            reached = [other for other in up if other != node and both_ways(node, other)] if node in up else []
-            peers = sum(other in cluster.nodes for other in reached)
-            reach[node] = any(other in cluster.admins for other in reached) or (1 + peers) * 2 > nodes
-        self.reach.append((cluster.time.now, reach))
+        ways = frozenset((one, other) for one in up for other in up if one != other and not cluster.network.is_cut(one, other))
+        self.reach.append(Reach(at=cluster.time.now, ways=ways, nodes=frozenset(cluster.nodes), admins=frozenset(cluster.admins)))

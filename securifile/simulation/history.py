@@ -107,3 +107,14 @@ def author_of(content: bytes) -> tuple[int, int] | None:
     if len(words) != 5 or words[0] != b"write" or words[2] != b"of" or not (words[1].isdigit() and words[3].isdigit()):
         return None
     return int(words[1]), int(words[3])
+
+
+@attrs.frozen(kw_only=True)
+class Reach:
+    """Who can send to whom from an instant on: both processes run, and the way is not cut."""
+
+    at: float
+    ways: frozenset[tuple[str, str]]
+    """From whom, to whom."""
+    nodes: frozenset[str]
+    admins: frozenset[str]

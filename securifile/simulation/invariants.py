@@ -25,7 +25,7 @@ import attrs
 from securifile.http.ranges import version_of
 from securifile.model.facts import Change, EntryGone, File, Folder, Grant, GrantGone, PersonGone
 from securifile.model.ids import EntryId, Position
-from securifile.simulation.history import Kind, Operation, Outcome, author_of, content_of
+from securifile.simulation.history import Kind, Operation, Outcome, Reach, author_of, content_of
 
 Seen = tuple[EntryId, int] | None
 """A version; None: nothing, or nothing that one may read."""
@@ -240,7 +240,7 @@ class Judge:
         operations: Sequence[Operation],
         changes: Sequence[tuple[Position, Change]],
         committed: Sequence[tuple[float, Position]],
-        reach: Sequence[tuple[float, dict[str, bool]]],
+        reach: Sequence[Reach],
     ) -> None:
         self._operations = operations
         self._reach = reach
@@ -407,12 +407,26 @@ class Judge:
         if node is None or asked is None or ended is None or operation.kind is not Kind.READ:
             return
         since = asked - STANDING_S - MARGIN_S
-        before = [reach for at, reach in self._reach if at <= since]
-        during = [reach for at, reach in self._reach if since < at <= ended]
+        before = [reach for reach in self._reach if reach.at <= since]
+        during = [reach for reach in self._reach if since < reach.at <= ended]
         relevant = [*before[-1:], *during]
-        if relevant and all(not reach.get(node, True) for reach in relevant):
-            alone = f"{node} could reach neither an admin server nor most nodes since {since:.3f}"
+        if relevant and not could_be_confirmed(node, relevant):
+            alone = f"{node} could be answered neither by an admin server nor by most nodes since {since:.3f}"
             self._accuse("a node without standing serves nobody", alone, operation)
+
+
+def could_be_confirmed(node: str, course: Sequence[Reach]) -> bool:
+    """Whether an admin server or more than half of the nodes could have answered what a node sent meanwhile.
+
+    The way back need not be open when the way there is: what was sent waits, as with TCP.
+    """
+    asked: set[str] = set()
+    answered: set[str] = set()
+    for reach in course:
+        asked.update(to for sender, to in reach.ways if sender == node)
+        answered.update(sender for sender, to in reach.ways if to == node and sender in asked)
+    nodes = min(len(reach.nodes) for reach in course)
+    return any(answered & reach.admins for reach in course) or (1 + len(answered & course[-1].nodes)) * 2 > nodes
 
 
 def _words(seen: Seen) -> str:

@@ -443,6 +443,17 @@ def test_waiting_ends_when_the_position_is_reached_and_may_be_cancelled() -> Non
     assert index.reached(Position(EPOCH, 2)).called
 
 
+def test_who_waits_may_end_the_waiting_of_another() -> None:
+    """Who is told first cancels the next; those behind are told all the same."""
+    past = changes([person(), ROOT], [session(b"s")])
+    index = fed(past[:1])
+    first, second, third = (index.reached(Position(EPOCH, 2)) for _ in range(3))
+    second.addErrback(lambda failure: failure.trap(CancelledError))
+    first.addCallback(lambda _: second.cancel())
+    now(index.apply_changes(EPOCH, past[1:]))
+    assert third.called
+
+
 def test_who_waits_may_announce_the_next() -> None:
     """A waiter that is woken by a change may itself bring the one after."""
     past = changes([person(), ROOT], [session(b"s")], [session(b"t")])

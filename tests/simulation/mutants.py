@@ -65,6 +65,14 @@ AWAY = Scene(
 )
 """Nodes are cut off for as long as their standing lasts, and come back without having heard what changed."""
 
+SLOWLY_BACK = attrs.evolve(
+    AWAY,
+    devices=4,
+    habits=attrs.evolve(AWAY.habits, think_s=0.05),
+    climate=attrs.evolve(AWAY.climate, weights=(("isolate", 1), ("cut", 2), ("one-way", 2), ("slow-link", 4))),
+)
+"""What changed meanwhile comes to them by slow links, and many people read."""
+
 
 class Servile(Node):
     """Serves people whatever others hold it for."""
@@ -198,7 +206,7 @@ class Careless(Catalogue):
 
 MUTANTS = {
     "block check on reads": attrs.evolve(ROTTEN, parts=Parts(blobs=Blind)),
-    "catch-up": attrs.evolve(AWAY, parts=Parts(node=Premature)),
+    "catch-up": attrs.evolve(SLOWLY_BACK, parts=Parts(node=Premature)),
     "evidence of an end": attrs.evolve(AWAY, parts=Parts(node=Hopeful)),
     "fsync": Scene(seed=0, seconds=20, climate=Climate(weights=(("power", 3), ("power-all", 1))), parts=Parts(obeys_fsync=False)),
     "locks and compare-and-swap": attrs.evolve(CONTENTION, parts=Parts(node=Unlocked, catalogue=Careless)),

@@ -24,8 +24,8 @@ from securifile.simulation.chance import Chance
 from securifile.simulation.clock import BEGINNING, ProcessClock, StandsStill, VirtualTime
 from securifile.simulation.database import DatabaseServer, SimulatedDatabase
 from securifile.simulation.disk import SimulatedFiles, SimulatedWorker
-from securifile.simulation.history import Kind, Operation, Outcome, author_of, content_of
-from securifile.simulation.invariants import Judge
+from securifile.simulation.history import Kind, Operation, Outcome, Reach, author_of, content_of
+from securifile.simulation.invariants import Judge, could_be_confirmed
 from securifile.simulation.network import Weather
 
 # --- chance ---
@@ -419,3 +419,29 @@ def test_a_write_that_was_not_done_is_noticed() -> None:
     assert told(FIRST, SECOND, write(3, 5.0, 5.5)) == ["done is done"]
     assert told(FIRST, write(2, 3.5, 4.5, Outcome.REFUSED)) == ["refused is not done"]
     assert "one history a file" in told(FIRST, SECOND, write(2, 3.6, 4.6))
+
+
+@pytest.mark.parametrize(
+    ("course", "confirmed"),
+    [
+        (["a>n b>n", "n>c"], False),
+        (["n>b", "b>n"], True),
+        (["b>n", "n>b"], False),
+        (["n>b n>c", "b>n"], True),
+        (["n>b b>n"], True),
+        (["n>a", "", "a>n"], True),
+        (["a>n n>c", "c>a"], False),
+    ],
+)
+def test_who_can_have_been_confirmed(course: list[str], confirmed: bool) -> None:
+    """Who has sent to an admin server (a), or to half of the other nodes (b, c), and could be answered afterwards."""
+    reaches = [
+        Reach(
+            at=float(at),
+            ways=frozenset((sender, to) for sender, _, to in (way.partition(">") for way in ways.split())),
+            nodes=frozenset("nbc"),
+            admins=frozenset("a"),
+        )
+        for at, ways in enumerate(course)
+    ]
+    assert could_be_confirmed("n", reaches) is confirmed
