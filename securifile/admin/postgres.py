@@ -584,6 +584,13 @@ def _is_ours(pid: int, name: str) -> bool:
     return f"--cluster_name={name}\0".encode() in words or words.startswith(f"postgres: {name}:".encode())
 
 
+def _has_ended(pidfd: int) -> bool:
+    # Not select(2), which knows no descriptor above 1023: a server may have as many.
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
 def _signal_leftovers(name: str, uid: int, number: signal.Signals, told: frozenset[int]) -> set[int]:
     """Signal every process of that database that was not told yet; those that are there."""
     found = set()
@@ -594,7 +601,7 @@ def _signal_leftovers(name: str, uid: int, number: signal.Signals, told: frozens
             continue
         try:
             # From here on the number may be given to another: ask again whose it is, and speak to the descriptor.
-            if not _is_ours(pid, name) or select.select([descriptor], [], [], 0)[0]:
+            if not _is_ours(pid, name) or _has_ended(descriptor):
                 continue
             if pid not in told:
                 signal.pidfd_send_signal(descriptor, number)

@@ -99,7 +99,9 @@ class Exchange:
         """Whether the server says anything within that time; what it says is not consumed."""
         if isinstance(self._connection, ssl.SSLSocket) and self._connection.pending():
             return True
-        return bool(select.select([self._connection], [], [], timeout_s)[0])
+        poll = select.poll()  # select(2) knows no descriptor above 1023
+        poll.register(self._connection, select.POLLIN)
+        return bool(poll.poll(timeout_s * 1000))
 
     def may_continue(self) -> bool:
         """After `Expect: 100-continue`: whether to send the body; False when the final answer has come instead."""

@@ -117,7 +117,9 @@ class Watched:
 
     def has_ended(self, within_s: float) -> bool:
         """Whether the sentinel has."""
-        return bool(select.select([self.own], [], [], within_s)[0])
+        poll = select.poll()
+        poll.register(self.own, select.POLLIN)
+        return bool(poll.poll(within_s * 1000))
 
     def clear(self) -> None:
         """Leave nothing behind."""
