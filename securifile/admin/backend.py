@@ -81,7 +81,7 @@ class AdminBackend:
             name=name,
             ask=peers.ask,
             here=lambda position, facts: succeed(None),
-            is_over=watch.is_over,
+            is_over=watch.endings.is_over,
             # The periodic look sees to the moment in which an earlier commit has not been heard of yet.
             reached=lambda position: succeed(None),
         )

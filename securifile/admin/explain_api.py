@@ -139,7 +139,7 @@ class ExplainApi:
             server=server,
             now=self._backend.wall(),
             boot=self._watch.boot_of(name),
-            ended=self._watch.is_over(name, self._catalogue.ledger.position),
+            ended=self._watch.endings.is_over(name, self._catalogue.ledger.position),
             answers=self._watch.heartbeats.is_answering(name),
             verifying=name in self._watch.rejoins.under_way,
             caught_up=self._watch.has_caught_up(name),

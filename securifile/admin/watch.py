@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -25,11 +24,11 @@ from securifile.admin.rejoin import Rejoins
 from securifile.model.errors import Code, DatabaseUnavailable, OutcomeUnknown, Refusal, SpoolFull
 from securifile.model.facts import Change, Server
 from securifile.model.ids import BEGINNING, Position
-from securifile.model.lives import Lives
 from securifile.model.matrix import in_doubt, judge
 from securifile.model.records import AuditRecord
 from securifile.model.servers import ServerKind, Status
 from securifile.protocol import messages as m
+from securifile.protocol.endings import Endings
 from securifile.protocol.heartbeats import Heartbeats
 from securifile.protocol.rpc import Handlers, Peer
 
@@ -90,10 +89,7 @@ class Watch:
         """The life of each node's process: the one that was first heard last."""
         self._lives: dict[str, deque[str]] = {}
         """The lives that were heard of each node."""
-        self._life_of: WeakKeyDictionary[Peer, str] = WeakKeyDictionary()
-        """Whose life a connection is, as far as it has told."""
-        self.lives = Lives()
-        """Which lives of nodes are over."""
+        self.endings = Endings(roster=catalogue.roster, position=lambda: catalogue.ledger.position, ended=self._ended)
         self.on_end: Callable[[], None] = lambda: None
         """Told when a life is over."""
         self._doubled: dict[str, float] = {}
@@ -233,7 +229,7 @@ class Watch:
             Refusal: NOT_RUNNING.
         """
         name = peer.identity.name
-        life = boot or self._life_of.get(peer)
+        life = boot or self.endings.life_of(peer)
         if life is not None and self.is_superseded(name, life):
             self._double(name)
             raise Refusal(Code.NOT_RUNNING, f"Another process runs as {name}, and was started later than this one.")
@@ -259,9 +255,7 @@ class Watch:
         told that it is down, and nothing that it says counts.
         """
         name = peer.identity.name
-        self._life_of[peer] = message.boot
-        if not self.lives.speaks(name, message.boot):
-            self._log.error("{server} lives, and its process was said to have ended: that is not believed again", server=name)
+        self.endings.speaks(peer, message.boot)
         if self.is_superseded(name, message.boot):
             self._peers.set_aside(peer)
             self._double(name)
@@ -291,25 +285,11 @@ class Watch:
     @property
     def notices(self) -> Handlers:
         """What is answered on notice connections."""
-        return {m.Ended: self._ended}
+        return self.endings.handlers
 
-    def _ended(self, peer: Peer, message: m.Ended) -> m.Done:
-        name = peer.identity.name
-        # What that life said before its end and is still on its way is not to be taken for a sign of life.
-        for other, life in list(self._life_of.items()):
-            if other.identity.name == name and life == message.boot:
-                other.cut()
-        if self.lives.end(name, message.boot, self._catalogue.ledger.position.epoch):
-            self._log.info("the process of {server} has ended", server=name)
-            self._note("ended", name, "its process has ended, as its sentinel says")
-            self.on_end()
-        return m.Done()
-
-    def is_over(self, name: str, position: Position) -> bool:
-        """Whether the life of a node is over that is the admitted one at that position or later; see `Spreading`."""
-        server, known = self._catalogue.roster.servers.get(name), self._catalogue.ledger.position
-        is_known = known.epoch == position.epoch and known >= position
-        return is_known and server is not None and self.lives.is_over(name, server.boot, known.epoch)
+    def _ended(self, name: str, boot: str) -> None:
+        self._note("ended", name, "its process has ended, as its sentinel says")
+        self.on_end()
 
     def has_caught_up(self, name: str) -> bool:
         """Whether a node's index is where the catalogue was a round ago.
@@ -345,7 +325,7 @@ class Watch:
                 self._boots.pop(name, None)
                 self._lives.pop(name, None)
                 self._doubled.pop(name, None)
-                self.lives.forget(name)
+                self.endings.forget(name)
         self.reconsider()
         if self._acts:
             self.rejoins.look()

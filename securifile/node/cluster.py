@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
@@ -18,7 +17,6 @@ from twisted.logger import Logger
 from securifile.model.errors import Code, DatabaseUnavailable, DeadlineExceeded, PeerUnreachable, Refusal, SpoolFull
 from securifile.model.facts import Fact, Server, ServerGone
 from securifile.model.ids import BEGINNING, Position
-from securifile.model.lives import Lives
 from securifile.model.records import AuditRecord
 from securifile.model.roster import Roster
 from securifile.model.servers import HostPort, ServerKind, Status
@@ -29,6 +27,7 @@ from securifile.node.index import Index
 from securifile.node.locks import Granter, Locks
 from securifile.protocol import messages as m
 from securifile.protocol.connection import SETTLING, UNLOCKING, PeerIdentity
+from securifile.protocol.endings import Endings
 from securifile.protocol.heartbeats import Heartbeats
 from securifile.protocol.rpc import Handlers, Link, Peer
 from securifile.protocol.settling import Settling
@@ -85,10 +84,6 @@ class Cluster:
         """Whose word counts against this node, and where in the catalogue it became so; see `standing`."""
         self._boots: dict[str, str] = {}
         """The life of each peer's process, as far as it has told."""
-        self._life_of: WeakKeyDictionary[Peer, str] = WeakKeyDictionary()
-        """Whose life a connection is, as far as it has told."""
-        self.lives = Lives()
-        """Which lives of other nodes are over."""
         self._measuring: Deferred[None] = succeed(None)
         self._asking: Deferred[None] = succeed(None)
         self._refusing: str | None = "starting"
@@ -100,6 +95,7 @@ class Cluster:
         self.trips = Trips()
         """How long heartbeats and their answers took."""
         self.roster = Roster()
+        self.endings = Endings(roster=self.roster, position=lambda: index.position, ended=self._ended)
         self.granter = Granter(clock)
         self.heartbeats = Heartbeats(
             clock=clock,
@@ -118,7 +114,7 @@ class Cluster:
             ask=self.ask,
             is_doubtful=self.heartbeats.is_doubtful,
             is_unlocking=self._is_unlocking,
-            is_over=lambda name: self._is_over(name, self._index.position),
+            is_over=lambda name: self.endings.is_over(name, index.position),
             is_available=self.is_available,
         )
         index.listen(self.granter.learn)
@@ -128,7 +124,7 @@ class Cluster:
             name=name,
             ask=self.ask,
             here=self._here,
-            is_over=self._is_over,
+            is_over=self.endings.is_over,
             reached=index.reached,
         )
         self.settling = Settling(
@@ -363,32 +359,16 @@ class Cluster:
     @property
     def notices(self) -> Handlers:
         """What this node answers on notice connections."""
-        return {m.Ended: self._ended}
+        return self.endings.handlers
 
-    def _ended(self, peer: Peer, message: m.Ended) -> m.Done:
-        name = peer.identity.name
-        # What that life said before its end and is still on its way is not to be taken for a sign of life.
-        for other, life in list(self._life_of.items()):
-            if other.identity.name == name and life == message.boot:
-                other.cut()
-        if self.lives.end(name, message.boot, self._index.position.epoch):
-            self._log.info("the process of {server} has ended", server=name)
-            server = self.roster.servers.get(name)
-            if server is not None and server.boot == message.boot:
-                self.granter.release_all(name)
-            self.spreading.look()
-        return m.Done()
-
-    def _is_over(self, name: str, position: Position) -> bool:
-        """See `Spreading`."""
-        server, known = self.roster.servers.get(name), self._index.position
-        is_known = known.epoch == position.epoch and known >= position
-        return is_known and server is not None and self.lives.is_over(name, server.boot, known.epoch)
+    def _ended(self, name: str, boot: str) -> None:
+        server = self.roster.servers.get(name)
+        if server is not None and server.boot == boot:
+            self.granter.release_all(name)
+        self.spreading.look()
 
     def _heartbeat(self, peer: Peer, message: m.Heartbeat) -> m.HeartbeatAnswer:
-        self._life_of[peer] = message.boot
-        if not self.lives.speaks(peer.identity.name, message.boot):
-            self._log.error("{server} lives, and its process was said to have ended: that is not believed again", server=peer.identity.name)
+        self.endings.speaks(peer, message.boot)
         self.heartbeats.hear(message.position)
         self._room[peer.identity.name] = message.available_bytes
         self._boots[peer.identity.name] = message.boot
@@ -458,7 +438,7 @@ class Cluster:
                     self._removed = True
                     self._say_removed("the catalogue")
                 self._objectors.pop(fact.name, None)
-                self.lives.forget(fact.name)
+                self.endings.forget(fact.name)
                 link = self._links.pop(fact.name, None)
                 if link is not None:
                     link.stop()

@@ -425,13 +425,13 @@ async def test_that_a_process_has_ended_is_known_and_changes_no_status(watching:
     watching.watch.on_end = lambda: ends.append("told")
     peer: Any = FakePeer("n3")
     position = world.catalogue.ledger.position
-    assert not watching.watch.is_over("n3", position)
+    assert not watching.watch.endings.is_over("n3", position)
     assert watching.watch.notices[m.Ended](peer, m.Ended(boot=admitted)) == m.Done()
-    assert watching.watch.is_over("n3", position)
-    assert not watching.watch.is_over("n3", Position(position.epoch, position.revision + 1))
-    assert not watching.watch.is_over("n2", position)
+    assert watching.watch.endings.is_over("n3", position)
+    assert not watching.watch.endings.is_over("n3", Position(position.epoch, position.revision + 1))
+    assert not watching.watch.endings.is_over("n2", position)
     assert ends == ["told"]
     assert "n3" in watching.running
     assert [record.peer for record in watching.audit.records if record.event == "ended"] == ["n3"]
     await watching.say("n3", boot=admitted)
-    assert not watching.watch.is_over("n3", position)
+    assert not watching.watch.endings.is_over("n3", position)

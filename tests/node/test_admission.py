@@ -68,10 +68,10 @@ class World:
 
 @contextmanager
 def capturing(seen: list[Any]) -> Iterator[None]:
-    """Keep what the code of nodes logs meanwhile."""
+    """Keep what this code logs meanwhile."""
 
     def keep(event: Any) -> None:
-        if event["log_namespace"].startswith("securifile.node."):
+        if event["log_namespace"].startswith("securifile."):
             seen.append(event)
 
     globalLogPublisher.addObserver(keep)

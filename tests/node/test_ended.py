@@ -63,7 +63,7 @@ class Pair:
 
     def is_over(self, revision: int = 1, epoch: int = 1) -> bool:
         """Whether nobody can serve as n2 who does not know a commit."""
-        return self.cluster._is_over("n2", Position(epoch, revision))
+        return self.cluster.endings.is_over("n2", Position(epoch, revision))
 
     def lock(self, node: str) -> bool:
         """Whether that node gets a lease."""

@@ -140,7 +140,7 @@ class Hopeful(Node):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         cluster: Any = self.cluster
-        cluster.lives.is_over = lambda name, admitted, epoch: not cluster.is_available(name)
+        cluster.endings.lives.is_over = lambda name, admitted, epoch: not cluster.is_available(name)
 
 
 class Hearsay(Node):
@@ -148,7 +148,7 @@ class Hearsay(Node):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        lives: Any = self.cluster.lives
+        lives: Any = self.cluster.endings.lives
         lives.is_over = lambda name, admitted, epoch: bool(lives._over.get(name))
 
 
