@@ -30,7 +30,7 @@ from securifile.admin.people import NewPerson
 from securifile.http.channel import http_factory
 from securifile.http.limits import HttpLimits
 from securifile.http.shared_api import SharedApi
-from securifile.model.errors import Code, DatabaseUnavailable, OutcomeUnknown, PeerUnreachable, Refusal
+from securifile.model.errors import Code, DatabaseUnavailable, DeadlineExceeded, OutcomeUnknown, PeerUnreachable, Refusal
 from securifile.model.facts import Change, Server, ServerGone
 from securifile.model.ids import Position
 from securifile.model.records import AuditRecord
@@ -338,7 +338,7 @@ class SimulatedCluster:
         assert machine.life is None, f"{name} has a process"
         machine.make_disk()
 
-    async def command(self, work: Callable[[Admin], Coroutine[Any, Any, Any]]) -> bool:
+    async def command(self, work: Callable[[Admin], Coroutine[Any, Any, Any]], patience_s: float = COMMAND_S) -> bool:
         """What an operator asks of any admin server, again and again until one of them says yes or no; whether it was yes."""
         while True:
             for name in self.admins:
@@ -347,14 +347,14 @@ class SimulatedCluster:
                     continue
                 life = self.machines[name].life
                 # Of a process that dies nobody hears any more.
-                asking: Deferred[Any] = Deferred.fromCoroutine(work(admin)).addTimeout(COMMAND_S, self.time)
+                asking: Deferred[Any] = Deferred.fromCoroutine(work(admin)).addTimeout(patience_s, self.time)
                 try:
                     await asking
                     return True
                 except Refusal as error:
                     if error.code is not Code.CATALOGUE_UNAVAILABLE and self.machines[name].life is life:
                         return False
-                except (OutcomeUnknown, DeferredTimeoutError):
+                except (OutcomeUnknown, PeerUnreachable, DeadlineExceeded, DeferredTimeoutError):
                     pass
             await deferLater(self.time, DATABASE_AGAIN_S)
 
@@ -376,24 +376,14 @@ class SimulatedCluster:
         return await self.command(lambda admin: admin.backend.enter(admin.catalogue.members.set_offline(name, offline)))
 
     async def operate(self, name: str) -> None:
-        """What an operator does about a node that failed: offline, repair, online."""
-        admin = self._admin(self.admins[0])
-        assert admin is not None, "the admin server has started"
-        members = admin.catalogue.members
-        await admin.backend.enter(members.set_offline(name, True))
-        try:
-            # An operator who reads that the node is not connected tries again; whoever waits for this has a limit.
-            while not await self._has_repaired(admin, name):
-                await deferLater(self.time, DATABASE_AGAIN_S)
-        finally:
-            await admin.backend.enter(members.set_offline(name, False))
+        """What an operator does about a node that failed: offline, repair, online. Whoever waits for this has a limit."""
 
-    async def _has_repaired(self, admin: Admin, name: str) -> bool:
-        try:
+        async def repair(admin: Admin) -> None:
             await admin.peers.ask(name, RepairSelf(), REPAIR_S)
-        except PeerUnreachable:
-            return False
-        return True
+
+        await self.set_offline(name, True)
+        await self.command(repair, REPAIR_S)
+        await self.set_offline(name, False)
 
     async def _enrol(self, people: tuple[str, ...]) -> None:
         admin = self._admin(self.admins[0])
