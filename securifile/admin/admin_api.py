@@ -16,8 +16,8 @@ from securifile.admin.operations_api import OperationsApi
 from securifile.admin.people_api import PeopleApi
 from securifile.admin.requests import administrator
 from securifile.admin.servers_api import ServersApi
-from securifile.http.channel import Request
 from securifile.http.exchange import Access, Streamed
+from securifile.http.request import Request
 from securifile.http.routing import Shortcuts, klein_problems
 from securifile.http.shared_api import SharedApi
 from securifile.http.tus import COLLECTION

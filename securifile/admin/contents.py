@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from securifile.http.backend import Backend
-from securifile.http.channel import Request
 from securifile.http.downloads import Downloads
 from securifile.http.exchange import Access, Answer, Streamed
 from securifile.http.lookup import Lookup, authorise
 from securifile.http.redirects import Redirector
+from securifile.http.request import Request
 from securifile.http.targets import Target
 from securifile.model.errors import Code, Refusal
 from securifile.model.facts import File, Folder

@@ -13,8 +13,8 @@ from securifile.admin.backend import AdminBackend
 from securifile.admin.lasting import Lasting
 from securifile.admin.reconciliation import Plan, Reconciling, said, said_of_blob
 from securifile.admin.requests import administrator
-from securifile.http.channel import Request
 from securifile.http.exchange import Access, Answer
+from securifile.http.request import Request
 from securifile.http.shared_api import SharedApi
 
 

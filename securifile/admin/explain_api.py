@@ -14,8 +14,8 @@ from klein import Klein
 from securifile.admin.composition import Admin
 from securifile.admin.requests import administrator, name_in
 from securifile.http.answers import path_text, time_text
-from securifile.http.channel import Request
 from securifile.http.exchange import Access, Answer
+from securifile.http.request import Request
 from securifile.http.shared_api import SharedApi
 from securifile.http.targets import parse_target
 from securifile.model.entries import Copy

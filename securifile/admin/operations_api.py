@@ -14,8 +14,8 @@ from securifile.admin.lasting import Lasting
 from securifile.admin.members import StatusChange
 from securifile.admin.peers import Peers
 from securifile.admin.requests import administrator, name_in
-from securifile.http.channel import Request
 from securifile.http.exchange import Access, Answer
+from securifile.http.request import Request
 from securifile.http.shared_api import SharedApi
 from securifile.model.errors import Code, DeadlineExceeded, PeerUnreachable, Refusal
 from securifile.model.facts import Server

@@ -11,8 +11,8 @@ from hmac import compare_digest
 
 from securifile.http.authentication import Authenticator, Caller
 from securifile.http.backend import Backend
-from securifile.http.channel import Request
 from securifile.http.identity import BasicCache, BearerToken, parse_authorization, token_hash
+from securifile.http.request import Request
 from securifile.model.facts import Person
 
 OPERATOR = Person(

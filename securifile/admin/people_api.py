@@ -12,10 +12,10 @@ from securifile.admin.catalogue import Catalogue
 from securifile.admin.people import NewPerson
 from securifile.admin.requests import administrator, name_in, self_or_administrator
 from securifile.http.answers import entry_json, parse_time, path_text, person_json
-from securifile.http.channel import Request
 from securifile.http.exchange import Access, Answer
 from securifile.http.identity import new_token
 from securifile.http.json_body import Fields, read_json
+from securifile.http.request import Request
 from securifile.http.shared_api import SharedApi, cursor_of, page_limit, paged
 from securifile.model.errors import Code, Refusal
 from securifile.model.facts import Person

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from securifile.http.channel import Request
 from securifile.http.exchange import Access
+from securifile.http.request import Request
 from securifile.http.targets import percent_decode
 from securifile.model.errors import Code, Refusal
 

@@ -18,9 +18,9 @@ from securifile.certificates.authority import Authority
 from securifile.certificates.identity import leaf_key
 from securifile.certificates.join import JoinToken
 from securifile.http.answers import parse_time, settings_json, time_text
-from securifile.http.channel import Request
 from securifile.http.exchange import Access, Answer
 from securifile.http.json_body import Fields, read_json
+from securifile.http.request import Request
 from securifile.http.shared_api import SharedApi
 from securifile.model.digests import DigestAlgorithm
 from securifile.model.errors import Code, Refusal

@@ -23,12 +23,12 @@ from twisted.internet.defer import Deferred
 
 from securifile.http.answers import path_text
 from securifile.http.backend import Backend
-from securifile.http.channel import Request
 from securifile.http.content import download_headers
 from securifile.http.delivery import Delivery, choose
 from securifile.http.exchange import Access, Answer, Streamed
 from securifile.http.lookup import NOT_HERE, Lookup
 from securifile.http.ranges import Verdict, evaluate, parse_preconditions
+from securifile.http.request import Request
 from securifile.http.sources import Sources, VersionSource
 from securifile.http.targets import Target
 from securifile.http.zip_format import Archive, Member, Part, Stretch

@@ -5,8 +5,8 @@ from __future__ import annotations
 import attrs
 
 from securifile.http.backend import Backend
-from securifile.http.channel import Request
 from securifile.http.identity import BasicCache, BasicPassword, BearerToken, parse_authorization, token_hash
+from securifile.http.request import Request
 from securifile.http.tickets import Ticket, verify
 from securifile.model.errors import Code, Refusal
 from securifile.model.facts import Person

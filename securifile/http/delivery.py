@@ -12,11 +12,11 @@ from twisted.internet.defer import Deferred
 
 from securifile.http.authentication import Authenticator
 from securifile.http.backend import Backend
-from securifile.http.channel import Request
 from securifile.http.content import HeaderList
 from securifile.http.exchange import Access
 from securifile.http.lookup import authorise
 from securifile.http.ranges import Preconditions, content_range, parse_range, range_applies, unsatisfied_range
+from securifile.http.request import Request
 from securifile.http.transfers import Transfer, Transfers
 from securifile.model.errors import Code, Refusal, StreamBroken
 from securifile.model.ids import EntryId

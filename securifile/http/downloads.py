@@ -7,7 +7,6 @@ The origin serves, or the first running replica by priority; every other server 
 from __future__ import annotations
 
 from securifile.http.backend import Backend
-from securifile.http.channel import Request
 from securifile.http.content import HeaderList, content_headers
 from securifile.http.delivery import Chosen, Delivery, choose
 from securifile.http.exchange import Access, Answer, Streamed
@@ -19,6 +18,7 @@ from securifile.http.ranges import (
     parse_preconditions,
 )
 from securifile.http.redirects import Redirector, check_ticket
+from securifile.http.request import Request
 from securifile.http.sources import Sources
 from securifile.http.targets import Target
 from securifile.model.errors import Code, Refusal

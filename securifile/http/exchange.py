@@ -8,7 +8,7 @@ import attrs
 
 from securifile.http.authentication import Caller
 from securifile.http.backend import Backend
-from securifile.http.channel import Request
+from securifile.http.request import Request
 from securifile.model.ids import EntryId
 from securifile.model.records import AuditRecord
 

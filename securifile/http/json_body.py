@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from securifile.model.errors import Code, Refusal
 
 if TYPE_CHECKING:
-    from securifile.http.channel import Request
+    from securifile.http.request import Request
 
 JSON_BYTES_MAX = 64 * 1024
 """A request's body; the largest we know, a CSR, takes 4 KiB."""

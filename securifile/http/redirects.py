@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from securifile.http.authentication import Caller
-from securifile.http.channel import Request
 from securifile.http.exchange import Answer
+from securifile.http.request import Request
 from securifile.http.targets import Target
 from securifile.http.tickets import HOPS_MAX, Ticket, issue, with_ticket
 from securifile.model.errors import Code, Refusal

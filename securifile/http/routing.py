@@ -18,7 +18,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.routing import PathConverter
 from zope.interface import implementer
 
-from securifile.http.channel import Request
+from securifile.http.request import Request
 from securifile.model.errors import Code, Refusal
 
 

@@ -19,12 +19,12 @@ from securifile.http.answers import details_json, entry_json, path_text, person_
 from securifile.http.archives import Archives
 from securifile.http.authentication import Authenticator, Caller
 from securifile.http.backend import Backend
-from securifile.http.channel import HeaderList, Request
 from securifile.http.exchange import CLIENT_GONE, Access, Answer, Streamed, record_of
 from securifile.http.json_body import Fields, answer_json, read_json
 from securifile.http.lookup import Lookup, authorise
 from securifile.http.problems import refusal_of, status_of
 from securifile.http.ranges import Verdict, etag_of, evaluate, parse_preconditions
+from securifile.http.request import HeaderList, Request
 from securifile.http.routing import Run
 from securifile.http.targets import Target, parse_place, parse_target
 from securifile.model.errors import Code, OutcomeUnknown, Refusal, SpoolFull, StreamBroken

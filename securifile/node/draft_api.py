@@ -10,10 +10,10 @@ from collections.abc import Callable
 from securifile.http import draft_uploads as draft
 from securifile.http import tus
 from securifile.http.answers import uploaded_json
-from securifile.http.channel import Request
 from securifile.http.digest_fields import format_digest
 from securifile.http.exchange import Access, Answer
 from securifile.http.ranges import etag_of
+from securifile.http.request import Request
 from securifile.http.targets import Target, parse_place
 from securifile.model.errors import Code, Refusal
 from securifile.model.roster import Roster

@@ -8,9 +8,9 @@ from typing import Any
 
 from klein import Klein
 
-from securifile.http.channel import Request
 from securifile.http.downloads import Downloads
 from securifile.http.exchange import Access, Answer, Streamed
+from securifile.http.request import Request
 from securifile.http.routing import Shortcuts, klein_problems
 from securifile.http.shared_api import SharedApi
 from securifile.http.targets import Target

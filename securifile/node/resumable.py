@@ -22,8 +22,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from securifile.http.channel import Request
 from securifile.http.exchange import Access
+from securifile.http.request import Request
 from securifile.http.targets import Target, parse_place
 from securifile.http.transfers import Transfers
 from securifile.http.tus import Append as Asked

@@ -8,10 +8,10 @@ from klein import Klein
 
 from securifile.http import tus
 from securifile.http.answers import time_text, uploaded_json
-from securifile.http.channel import Request
 from securifile.http.digest_fields import format_digest
 from securifile.http.exchange import Access, Answer
 from securifile.http.ranges import etag_of
+from securifile.http.request import Request
 from securifile.http.shared_api import SharedApi
 from securifile.http.targets import parse_place
 from securifile.model.errors import Code, Refusal

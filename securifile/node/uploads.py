@@ -22,12 +22,12 @@ from twisted.logger import Logger
 
 from securifile.http.answers import uploaded_json
 from securifile.http.authentication import Authenticator, Caller
-from securifile.http.channel import Request
 from securifile.http.digest_fields import format_digest, parse_digests
 from securifile.http.exchange import Access, Answer
 from securifile.http.lookup import Lookup, authorise
 from securifile.http.ranges import Verdict, etag_of, evaluate, parse_preconditions
 from securifile.http.redirects import Redirector, check_ticket
+from securifile.http.request import Request
 from securifile.http.targets import Target
 from securifile.http.transfers import Transfer, Transfers
 from securifile.model.digests import DigestAlgorithm

@@ -14,8 +14,10 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
-from securifile.http.channel import Access, HttpChannel, HttpFactory, HttpLimits, Request, http_factory
+from securifile.http.channel import HttpChannel, HttpFactory, http_factory
 from securifile.http.json_body import answer_json, read_json
+from securifile.http.limits import Access, HttpLimits
+from securifile.http.request import Request
 from securifile.http.routing import klein_problems
 from securifile.model.errors import Code, Refusal, StreamBroken
 

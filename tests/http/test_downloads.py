@@ -9,9 +9,9 @@ from klein import Klein
 from twisted.internet.defer import Deferred
 
 from securifile.http.authentication import Caller
-from securifile.http.channel import Request
 from securifile.http.downloads import Downloads
 from securifile.http.exchange import Access
+from securifile.http.request import Request
 from securifile.http.routing import klein_problems
 from securifile.http.targets import parse_target
 from securifile.model.digests import DigestAlgorithm

@@ -20,7 +20,9 @@ from twisted.internet.protocol import Protocol
 from twisted.internet.task import deferLater
 from twisted.internet.utils import getProcessOutputAndValue
 
-from securifile.http.channel import HttpFactory, HttpLimits, Request, http_factory
+from securifile.http.channel import HttpFactory, http_factory
+from securifile.http.limits import HttpLimits
+from securifile.http.request import Request
 from securifile.http.routing import klein_problems
 from securifile.model.errors import Code, Refusal
 

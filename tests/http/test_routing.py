@@ -8,7 +8,7 @@ import pytest
 from klein import Klein
 from twisted.internet.defer import CancelledError, Deferred
 
-from securifile.http.channel import Request
+from securifile.http.request import Request
 from securifile.http.routing import Run, Shortcuts, klein_problems
 from securifile.model.errors import Code, Refusal
 from tests.http.connections import Server

@@ -19,8 +19,8 @@ from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
-from securifile.http.channel import Request
 from securifile.http.limits import HttpLimits
+from securifile.http.request import Request
 from securifile.http.transfers import Transfer
 from securifile.model.digests import DigestAlgorithm
 from securifile.model.entries import Version

@@ -19,10 +19,10 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
 from securifile.http.authentication import Authenticator
-from securifile.http.channel import Request
 from securifile.http.downloads import Downloads
 from securifile.http.exchange import CLIENT_GONE, Access, Answer, Streamed, record_of
 from securifile.http.redirects import Redirector
+from securifile.http.request import Request
 from securifile.http.targets import parse_target
 from securifile.http.transfers import Transfer, Transfers
 from securifile.model.errors import Refusal, StreamBroken
