@@ -69,13 +69,13 @@ class Acting:
 
     async def admit(self) -> None:
         """See `Backend`."""
-        await self._cluster.admit()
+        await self._cluster.admission.admit()
 
     async def reached(self, position: Position) -> None:
         """See `Backend`; waits as long as a request may."""
         if self._index.position < position:
             self._cluster.heartbeats.hear(position)
-            await self._cluster.admit()
+            await self._cluster.admission.admit()
 
     async def read(self, work: Callable[[Any], Awaitable[T]]) -> T:
         """See `Backend`."""
@@ -102,7 +102,7 @@ class Acting:
 
     def has_catalogue(self) -> bool:
         """Whether an admin server is connected: writes are refused early when none is."""
-        return any(link is not None and link.connected for link in map(self._cluster.link, self._cluster.admins))
+        return any(map(self._cluster.links.is_connected, self._cluster.admins))
 
     async def ask_admin(self, message: Any, timeout_s: float = ACT_S) -> Any:
         """Ask the admin server that answers best.
@@ -113,7 +113,7 @@ class Acting:
         """
         refused = no_catalogue()
         for name in self._cluster.admins:
-            link = self._cluster.link(name)
+            link = self._cluster.links.to(name)
             if link is None or not link.connected:
                 continue
             try:
@@ -130,7 +130,7 @@ class Acting:
     async def tell_admins(self, message: Any) -> None:
         """Tell every admin server that is connected; one that does not take it, or does not know such a message, is told the next time."""
         for name in self._cluster.admins:
-            link = self._cluster.link(name)
+            link = self._cluster.links.to(name)
             if link is not None and link.connected:
                 with suppress(Refusal, DeadlineExceeded, PeerUnreachable):
                     await link.ask(message, ACT_S)

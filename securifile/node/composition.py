@@ -21,22 +21,18 @@ from securifile.http.redirects import Redirector
 from securifile.http.sources import Sources
 from securifile.http.transfers import Transfers
 from securifile.model.facts import Server
-from securifile.model.ids import AttemptId
 from securifile.model.servers import HostPort, ServerKind, Status
 from securifile.node.acting import Acting
 from securifile.node.checks import Checks
 from securifile.node.cluster import Cluster
 from securifile.node.cluster_time import ClusterTime
 from securifile.node.feed import Feed
-from securifile.node.housekeeping import Housekeeping
 from securifile.node.index import Index
-from securifile.node.mending import Mending
 from securifile.node.peer_blobs import PeerBlobs
 from securifile.node.peer_uploads import PeerUploads
-from securifile.node.quarantine import Quarantine
 from securifile.node.resumable import Resumable
-from securifile.node.scrub import Scrub
 from securifile.node.staged import StagedUploads
+from securifile.node.upkeep import Upkeep
 from securifile.node.uploads import Uploads
 from securifile.node.verification import Verification
 from securifile.protocol.bulk import BulkPool
@@ -92,7 +88,7 @@ class Node:
             clock=clock,
             index=index,
             admins=lambda: self.cluster.admins,
-            link=lambda admin: self.cluster.link(admin),
+            link=lambda admin: self.cluster.links.to(admin),
             url=me.url,
             protocol_address=str(me.protocol_address),
             boot=me.boot,
@@ -103,9 +99,9 @@ class Node:
             name=name,
             index=index,
             blobs=stores.blobs,
-            ask=lambda peer, message, timeout_s: self.cluster.ask(peer, message, timeout_s),
+            ask=lambda peer, message, timeout_s: self.cluster.links.ask(peer, message, timeout_s),
             settings=lambda: self.cluster.roster.settings,
-            own_copy_bad=lambda attempt, reason: self._quarantine.suspect(attempt, reason),
+            own_copy_bad=lambda attempt, reason: self.upkeep.quarantine.suspect(attempt, reason),
             checked=checks.checked,
         )
         self.cluster = Cluster(
@@ -118,20 +114,15 @@ class Node:
             make_link=self._make_link,
             audit=stores.audit,
             audit_kept=stores.audit_kept,
-            more_handlers=lambda: {**self._feed.handlers, **self._verification.handlers, **self._mending.handlers, **self._peers.handlers},
+            more_handlers=lambda: {
+                **self._feed.handlers,
+                **self._verification.handlers,
+                **self.upkeep.mending.handlers,
+                **self._peers.handlers,
+            },
         )
         self.cluster.introduce(me.cluster, list(me.admins))
         self.acting = Acting(clock=clock, wall=wall, name=name, cluster=self.cluster, index=index, audit=stores.audit, random=world.random)
-        self._quarantine = Quarantine(
-            clock=clock,
-            name=name,
-            wall=wall,
-            index=index,
-            blobs=stores.blobs,
-            audit=stores.audit,
-            checks=checks,
-            ask_admin=self.acting.ask_admin,
-        )
         self._pool = BulkPool(
             clock=clock,
             connector=world.connector,
@@ -152,7 +143,7 @@ class Node:
             name=name,
             blobs=stores.blobs,
             pool=self._pool,
-            rotten=lambda version, reason: self.suspect(version.attempt, reason),
+            rotten=lambda version, reason: self.upkeep.quarantine.suspect(version.attempt, reason),
         )
         delivery = Delivery(backend=self.acting, authenticator=self.authenticator, transfers=self._transfers)
         self.downloads = Downloads(backend=self.acting, lookup=self.lookup, sources=sources, delivery=delivery, redirector=redirector)
@@ -187,43 +178,24 @@ class Node:
             random=world.random,
             below=world.below,
         )
-        self._housekeeping = Housekeeping(
+        self.upkeep = Upkeep(
             clock=clock,
             wall=wall,
             name=name,
+            roster=self.cluster.roster,
             index=index,
             blobs=stores.blobs,
+            audit=stores.audit,
             acting=self.acting,
+            sources=sources,
+            checks=checks,
+            is_running=self._is_running,
             is_under_way=lambda attempt: attempt in self.uploads.under_way or self.staged.has(attempt),
             may_delete=lambda: self._feed.is_whole,
         )
-        self._mending = Mending(
-            clock=clock,
-            name=name,
-            index=index,
-            blobs=stores.blobs,
-            sources=sources,
-            acting=self.acting,
-            rate=lambda: self.cluster.roster.settings.repair_bytes_s,
-            checked=checks.checked,
-        )
-        self.scrub = Scrub(
-            clock=clock,
-            wall=wall,
-            name=name,
-            index=index,
-            blobs=stores.blobs,
-            checks=checks,
-            quarantine=self._quarantine,
-            settings=lambda: self.cluster.roster.settings,
-            is_running=self._is_running,
-            ask_admin=self.acting.ask_admin,
-        )
-        self.bulk = PeerBlobs(stores.blobs, self.staged, self._suspected_by_peer)
-        index.listen(self._mending.learn)
+        self.bulk = PeerBlobs(stores.blobs, self.staged, self.upkeep.suspected_by_peer)
         index.node, index.wall = name, wall
         index.listen(self._transfers.learn)
-        index.listen(self._housekeeping.learn)
         index.listen(self.staged.learn)
 
     @property
@@ -242,18 +214,13 @@ class Node:
         await self.cluster.start()
         self.staged.start()
         self._feed.start()
-        self._housekeeping.start()
-        self._mending.start()
-        self.scrub.start()
+        self.upkeep.start()
         self._transfers.start()
 
     async def stop(self) -> None:
         """Serve nobody any more; transfers under way are cut."""
         self._transfers.stop()
-        self._housekeeping.stop()
-        self.scrub.stop()
-        self._quarantine.stop()
-        self._mending.stop()
+        self.upkeep.stop()
         self._feed.stop()
         await self.cluster.stop()
         await self._pool.stop()
@@ -274,19 +241,10 @@ class Node:
 
     def _why_silent(self) -> str | None:
         """Why transfers must be cut; None while they may go on. To be behind for a moment is no reason."""
-        standing = self.cluster.standing()
+        standing = self.cluster.admission.standing()
         return None if standing.serves or standing.behind else standing.reason
 
     def _is_running(self) -> bool:
         """Whether the cluster holds this life of this node for running."""
         own = self.cluster.roster.servers.get(self._me.name)
         return own is not None and own.status is Status.RUNNING and own.boot == self._me.boot
-
-    def suspect(self, attempt: AttemptId, reason: str) -> None:
-        """A blob here could not be read, or was not what was written: it is looked into."""
-        self._quarantine.suspect(attempt, reason)
-
-    def _suspected_by_peer(self, attempt: AttemptId, reason: str) -> None:
-        # What a node holds that is not running is for its challengers to judge.
-        if self._is_running():
-            self._quarantine.suspect(attempt, reason)

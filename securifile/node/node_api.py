@@ -69,7 +69,7 @@ def node_app(
 
     @app.route("/readyz", methods=["GET", "HEAD"])
     def readyz(request: Request) -> bytes:
-        standing = cluster.standing()
+        standing = cluster.admission.standing()
         return _json(request, 200 if standing.serves else 503, {"ready": standing.serves, "reason": standing.reason, "tls": tls})
 
     async def metrics_route(request: Request, access: Access) -> Answer | Streamed:
@@ -100,7 +100,7 @@ def node_metrics(cluster: Cluster, index: Index) -> dict[str, float]:
     """What `/metrics` tells, by name."""
     heartbeat = cluster.compose()
     return {
-        "serves": float(cluster.standing().serves),
+        "serves": float(cluster.admission.standing().serves),
         "catalogue_epoch": float(index.position.epoch),
         "catalogue_revision": float(index.position.revision),
         "catalogue_revision_heard": float(cluster.heartbeats.heard.revision),

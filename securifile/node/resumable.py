@@ -217,7 +217,7 @@ class Resumable:
 
         async def ask(node: str) -> None:
             try:
-                asking = self._cluster.ask(node, m.UploadLook(attempt=attempt, person=person), LOOK_S)
+                asking = self._cluster.links.ask(node, m.UploadLook(attempt=attempt, person=person), LOOK_S)
                 answer: m.UploadFound = await self._reachable.while_available(node, asking)
             except (PeerUnreachable, DeadlineExceeded):
                 silent.append(node)
@@ -339,7 +339,7 @@ class Resumable:
                 reached = await self._peers.catch_up(upload, offset, length, source)
             else:
                 message = m.UploadCatchUp(upload=upload, offset=offset, length=length, source=source)
-                asking = self._cluster.ask(node, message, CATCH_UP_S)
+                asking = self._cluster.links.ask(node, message, CATCH_UP_S)
                 answer: m.BlobAppended = await self._together.while_available(node, asking)
                 reached = answer.offset
         except LOST as error:
@@ -525,7 +525,7 @@ class Resumable:
                 seals[node] = await self._staged.seal(upload.attempt, plan.file, plan.number, size)
                 return
             message = m.UploadSeal(attempt=upload.attempt, file=plan.file, version=plan.number, size=size)
-            stored: m.BlobStored = await self._together.while_available(node, self._cluster.ask(node, message, SEAL_S))
+            stored: m.BlobStored = await self._together.while_available(node, self._cluster.links.ask(node, message, SEAL_S))
             seals[node] = BlobSummary(size=stored.size, digest=stored.digest)
 
         await self._all(seal, ready)
@@ -600,7 +600,7 @@ class Resumable:
             if node == self._name:
                 await self._staged.drop(attempt)
             else:
-                asking = self._cluster.ask(node, m.UploadDrop(attempt=attempt), LOOK_S)
+                asking = self._cluster.links.ask(node, m.UploadDrop(attempt=attempt), LOOK_S)
                 await self._reachable.while_available(node, asking)
 
         await self._all(drop, self._cluster.roster.nodes if nodes is None else nodes)

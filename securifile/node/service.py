@@ -299,7 +299,7 @@ class NodeService(Service):
             index=index,
             metrics=lambda: {
                 **node_metrics(node.cluster, index),
-                **node.scrub.metrics,
+                **node.upkeep.scrub.metrics,
                 **traffic.metrics,
                 **(self._fronts.metrics if self._fronts is not None else {}),
             },
@@ -331,7 +331,7 @@ class NodeService(Service):
             audit=node.acting.audit,
             passwords=node.passwords,
             credentials_of=partial(_credentials_of, index),
-            suspect=node.suspect,
+            suspect=node.upkeep.quarantine.suspect,
             wall=node.acting.wall,
             tunnels=NodeEnds(tunnelled),
             lifeline=lifeline,

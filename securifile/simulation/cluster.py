@@ -280,7 +280,7 @@ class SimulatedCluster:
     @property
     def all_run(self) -> bool:
         """Whether every node serves people."""
-        return all((node := self.node(name)) is not None and node.cluster.standing().serves for name in self.nodes)
+        return all((node := self.node(name)) is not None and node.cluster.admission.standing().serves for name in self.nodes)
 
     # --- time ---
 

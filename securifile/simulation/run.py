@@ -251,7 +251,9 @@ class Run:
 
     def _reasons(self) -> list[str]:
         return [
-            f"{name}: {node.cluster.standing().reason}" if (node := self.cluster.node(name)) is not None else f"{name} has not started"
+            f"{name}: {node.cluster.admission.standing().reason}"
+            if (node := self.cluster.node(name)) is not None
+            else f"{name} has not started"
             for name in self.cluster.nodes
         ]
 

@@ -55,7 +55,7 @@ class Admin:
 def ask(*admins: Admin) -> Any:
     """What asking the cluster of these admin servers gives."""
     links = {f"a{number}": admin for number, admin in enumerate(admins)}
-    cluster: Any = SimpleNamespace(admins=list(links), link=links.get, roster=None)
+    cluster: Any = SimpleNamespace(admins=list(links), links=SimpleNamespace(to=links.get), roster=None)
     nothing: Any = None
     index: Any = SimpleNamespace(listen=lambda listener: None)
     acting = Acting(clock=Clock(), wall=lambda: 0.0, name="n1", cluster=cluster, index=index, audit=nothing, random=bytes)

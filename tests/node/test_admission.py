@@ -18,7 +18,8 @@ from securifile.model.errors import PeerUnreachable, Refusal
 from securifile.model.ids import Position
 from securifile.model.servers import HostPort, ServerKind, Status
 from securifile.model.standing import Acknowledgement
-from securifile.node.cluster import BEHIND_S, Cluster
+from securifile.node.admission import BEHIND_S
+from securifile.node.cluster import Cluster
 from securifile.node.index import Index
 from securifile.protocol import messages as m
 from securifile.protocol.connection import PeerIdentity
@@ -62,7 +63,7 @@ class World:
     def ask(self) -> list[Any]:
         """Ask to be admitted; the outcome, when there is one."""
         outcome: list[Any] = []
-        Deferred.fromCoroutine(self.cluster.admit()).addBoth(outcome.append)
+        Deferred.fromCoroutine(self.cluster.admission.admit()).addBoth(outcome.append)
         return outcome
 
 
@@ -157,7 +158,7 @@ def test_a_node_that_was_removed_says_so() -> None:
     seen: list[Any] = []
     with capturing(seen):
         run_now(world.index.apply_changes(1, [f.Change(revision=1, facts=(gone,)), f.Change(revision=2, facts=(gone,))]))
-    assert world.cluster.standing().reason == "this node was removed from the cluster"
+    assert world.cluster.admission.standing().reason == "this node was removed from the cluster"
     assert [event["log_format"].split(":")[0] for event in seen] == ["this node, {node}, was removed from the cluster, as {by} says"]
 
 
@@ -182,7 +183,7 @@ def test_a_node_that_comes_back_silences_nobody() -> None:
         """Whether this node serves when the other one, knowing so much, holds it for down."""
         doubt = Acknowledgement(kind=ServerKind.NODE, sent_at=world.clock.seconds(), held_for=Status.DOWN, position=position)
         world.cluster.heartbeats.acknowledgements["n2"] = doubt
-        return world.cluster.standing().serves
+        return world.cluster.admission.standing().serves
 
     run_now(world.index.apply_changes(1, [f.Change(revision=1, facts=(other,))]))
     assert says(Position(1, 1))
@@ -249,7 +250,7 @@ def test_a_node_that_was_removed_while_it_was_away_is_told_so() -> None:
     seen: list[Any] = []
     with capturing(seen):
         assert [links["admin1"].on_turned_away() for _ in range(3)] == [False, True, True]
-    assert world.cluster.standing().reason == "this node was removed from the cluster"
+    assert world.cluster.admission.standing().reason == "this node was removed from the cluster"
     assert [event["by"] for event in seen] == ["admin1"]
     assert links["n2"].on_turned_away()
 
@@ -263,4 +264,4 @@ def test_who_does_not_know_a_node_yet_has_not_removed_it() -> None:
     answer = m.HeartbeatAnswer(position=world.index.position, held_for=Status.RUNNING)
     world.cluster.heartbeats.on_answer(world.cluster.roster.servers["admin2"], answer, 0.001)
     assert not links["admin1"].on_turned_away()
-    assert "removed" not in world.cluster.standing().reason
+    assert "removed" not in world.cluster.admission.standing().reason

@@ -79,8 +79,8 @@ class Servile(Node):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        cluster: Any = self.cluster
-        cluster.standing = lambda: Standing(serves=True, reason="always")
+        admission: Any = self.cluster.admission
+        admission.standing = lambda: Standing(serves=True, reason="always")
 
 
 class Premature(Node):
@@ -88,14 +88,14 @@ class Premature(Node):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        cluster: Any = self.cluster
-        standing = cluster.standing
+        admission: Any = self.cluster.admission
+        standing = admission.standing
 
         def premature() -> Standing:
             judged: Standing = standing()
             return Standing(serves=True, reason="others say that it runs") if judged.behind else judged
 
-        cluster.standing = premature
+        admission.standing = premature
 
 
 class Credulous(Node):

@@ -192,7 +192,7 @@ class Fronts:
         board = self.board
         if self.stopping and self._timer is None:
             return
-        board.serves_until, board.goes_on_until = self._cluster.serves_until()
+        board.serves_until, board.goes_on_until = self._cluster.admission.serves_until()
         board.wall_offset = self._wall() - self.reactor.seconds()
         board.has_room = int(self._audit.has_room())
 
