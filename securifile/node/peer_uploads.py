@@ -6,7 +6,7 @@ from twisted.internet.defer import Deferred
 
 from securifile.model.errors import Code, DeadlineExceeded, PeerUnreachable, Refusal, StreamBroken
 from securifile.model.staged import StagedUpload
-from securifile.node.blobs import detached
+from securifile.node.descriptors import detached
 from securifile.node.staged import StagedUploads
 from securifile.protocol import messages as m
 from securifile.protocol.bulk import BulkPool

@@ -27,7 +27,7 @@ from securifile.model.ids import AttemptId, EntryId
 from securifile.model.interfaces import IByteSource, IWorker
 from securifile.model.settings import ClusterSettings
 from securifile.model.staged import Note, StagedUpload
-from securifile.node.blobs import detached
+from securifile.node.descriptors import detached
 from securifile.node.staged_folder import Found, StagedFile, StagedFolder
 
 T = TypeVar("T")

@@ -21,7 +21,9 @@ from securifile.model.digests import DigestAlgorithm
 from securifile.model.errors import NoSuchBlob, StreamBroken
 from securifile.model.ids import AttemptId, EntryId, Position
 from securifile.model.interfaces import IWorker
-from securifile.node.blobs import QUEUE_BYTES_MAX, READ_AHEAD_BYTES, SYNC_STEP_BYTES, DiskBlobs
+from securifile.node.blob_reading import READ_AHEAD_BYTES
+from securifile.node.blob_writing import QUEUE_BYTES_MAX, SYNC_STEP_BYTES
+from securifile.node.blobs import DiskBlobs
 from securifile.node.files import OsFiles
 from securifile.node.memory_blobs import MemoryBlobs
 from securifile.node.sidecars import BLOCK_BYTES, block_count, checksum, decode_sidecar

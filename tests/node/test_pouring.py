@@ -15,7 +15,8 @@ from twisted.internet.task import Clock
 from securifile.model.digests import DigestAlgorithm
 from securifile.model.errors import CorruptBlock, StreamBroken
 from securifile.model.ids import AttemptId, EntryId
-from securifile.node.blobs import READ_AHEAD_BYTES, DiskBlobs
+from securifile.node.blob_reading import READ_AHEAD_BYTES
+from securifile.node.blobs import DiskBlobs
 from securifile.node.files import OS_FILES
 from securifile.node.sidecars import BLOCK_BYTES
 from tests.node.test_blobs import HeldWorker
