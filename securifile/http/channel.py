@@ -122,7 +122,7 @@ class HttpChannel(Protocol):
         try:
             head = reader.feed(data)
         except Refusal as refusal:
-            self._refuse_head(refusal)
+            self.refuse(refusal)
             return
         if head is None:
             return
@@ -322,14 +322,17 @@ class HttpChannel(Protocol):
 
     def _head_late(self) -> None:
         if self._head_reader is not None and self._head_reader.begun:
-            self._refuse_head(Refusal(Code.TIMEOUT, "The head of the request came too slowly."))
+            self.refuse(Refusal(Code.TIMEOUT, "The head of the request came too slowly."))
         else:
             self._leave(linger=False)
 
-    def _refuse_head(self, refusal: Refusal) -> None:
+    def refuse(self, refusal: Refusal, silent: bool = False) -> None:
+        """Answer a request whose head was not read to its end, or not at all, and end; `silent` without content, as for `HEAD`."""
+        if self._leaving:
+            return
         answer = problem(refusal)
         self._head_reader = None
-        self.send_problem(answer)
+        self.send_problem(answer, silent)
         if self.factory.log_access is not None:
             peer = self._producing().getPeer()
             self.factory.log_access(
@@ -351,9 +354,7 @@ class HttpChannel(Protocol):
 
     def turn_away(self) -> None:
         """There are too many connections, and none of them is idle."""
-        self._refuse_head(
-            Refusal(Code.TOO_MANY_CONNECTIONS, "This server has too many connections; try another or later.", retry_after_s=5.0)
-        )
+        self.refuse(Refusal(Code.TOO_MANY_CONNECTIONS, "This server has too many connections; try another or later.", retry_after_s=5.0))
 
     def end_soon(self) -> None:
         """End after the answer at hand; at once when there is none."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import socket
 import struct
@@ -31,7 +33,8 @@ from securifile.model.records import AuditRecord
 from securifile.node.fronts.answering import NOTICE_S, FrontBackend, FrontTransfers, PassedOn
 from securifile.node.fronts.control import pack_records, unpack_records
 from securifile.node.fronts.gate import Gate, GateHttpFactory, Gates, may_answer
-from securifile.node.fronts.handover import Taking, hand, pair
+from securifile.node.fronts.handover import NOTE_BYTES, Taking, hand, pair
+from securifile.node.fronts.hanging import HANGS_S, LOOK_S, LOOKS, Hanging
 from securifile.node.fronts.recording import LATE_S, FrontAudit
 from securifile.node.fronts.scoreboard import Scoreboard, YoungMarks, make_memory, young_place
 from securifile.node.fronts.tunnel import Frames, FrontEnd, NodeEnds, TunnelHttpFactory, address_note, noted_address
@@ -89,6 +92,32 @@ def test_what_is_handed_over_comes_with_its_note() -> None:
     here.close()
     taking.doRead()
     assert there.fileno() == -1
+
+
+def test_one_that_cannot_be_taken_does_not_end_the_taking() -> None:
+    """A process without a free descriptor misses a connection, and is told so; it takes the next when it has room again."""
+    here, there = pair()
+    taken: list[str] = []
+    missed: list[bool] = []
+    room = False
+
+    def take(descriptor: int, note: str) -> None:
+        if not room:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        taken.append(note)
+
+    taking = Taking(_Reactor(), there, take, lambda: missed.append(room))
+    with socket.socket() as anything:
+        assert hand(here, anything.fileno(), "first")
+        assert here.send(b"a note that has lost its descriptor".ljust(NOTE_BYTES)) == NOTE_BYTES
+        taking.doRead()
+        assert missed == [False, False] and not taken
+        room = True
+        assert hand(here, anything.fileno(), "second")
+        taking.doRead()
+    assert taken == ["second"] and len(missed) == 2
+    here.close()
+    there.close()
 
 
 def test_nothing_is_handed_to_who_does_not_take_it() -> None:
@@ -365,6 +394,10 @@ class House:
         self.front, self.node = Site(b"front"), Site(b"node")
         self.tunnels: list[tuple[FrontEnd, Transport, Any, Transport]] = []
         self.ended = 0
+        self.has_room = True
+        """Whether tunnels can be made."""
+        self.refusal: Refusal | None = None
+        """What requests are told that the front would pass on."""
         self.nodes_http = TunnelHttpFactory(self.node, self.clock, HttpLimits(), None, None)
         self.ends = NodeEnds(self.nodes_http)
         self.gates = Gates(
@@ -373,12 +406,15 @@ class House:
             open_tunnel=self._open,
             passed_on=lambda: None,
             ended=self._end,
+            refusal=lambda: self.refusal,
         )
 
     def _end(self) -> None:
         self.ended += 1
 
     def _open(self, end: FrontEnd, client: Any) -> bool:
+        if not self.has_room:
+            return False
         theirs = self.ends.of(client).buildProtocol(None)
         ours_below, theirs_below = Transport(), Transport()
         end.makeConnection(ours_below)  # type: ignore[no-untyped-call]
@@ -553,6 +589,108 @@ def test_a_front_stops_when_its_connections_are_closed() -> None:
     for gate in list(house.gates.protocols):
         gate.connectionLost()
     assert done == [None]
+
+
+# --- a node process that hangs ---
+
+
+GONE = Refusal(Code.NOT_RUNNING, "The process of this node does not answer.", retry_after_s=1.0)
+
+
+@pytest.mark.parametrize("before", [[], [OTHER], [OWN]])
+@pytest.mark.parametrize("own", [True, False])
+def test_while_the_node_process_hangs_nothing_is_passed_on(before: list[bytes], own: bool) -> None:
+    """The client is told so and let go, whatever was asked before on its connection; the node process never sees the request."""
+    house = House()
+    client = house.connect()
+    for said in before:
+        client.ask(said)
+    house.front.passes_on = True
+    house.refusal = GONE
+    client.gate.dataReceived(OWN if own else b"PUT /api/v1/files/alice/x HTTP/1.1\r\n" + HOST + b"Content-Length: 3\r\n\r\n")
+    client.gate.dataReceived(b"one")
+    (answer,) = parse_answers(client.transport.value())
+    assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+    assert json.loads(answer.content)["code"] == Code.NOT_RUNNING
+    assert client.transport.half_closed
+    assert not any(ours.value() for _, ours, _, _ in house.tunnels)
+    client.gate.connectionLost()
+    assert house.gates.connections == 0 and house.gates.resting == {}
+
+
+def test_a_head_is_refused_without_content() -> None:
+    """As the answer to any HEAD."""
+    house = House()
+    house.refusal = GONE
+    client = house.connect()
+    client.gate.dataReceived(b"HEAD /api/v1/files/alice/ HTTP/1.1\r\n" + HOST + b"\r\n")
+    assert client.transport.value().endswith(b"\r\n\r\n")
+
+
+def test_a_request_that_cannot_be_passed_on_is_refused() -> None:
+    """There is no descriptor for a tunnel, or the node process takes none: nothing was done, and the client is told so."""
+    house = House()
+    house.has_room = False
+    client = house.connect()
+    client.gate.dataReceived(OTHER)
+    (answer,) = parse_answers(client.transport.value())
+    assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+    client.gate.connectionLost()
+    assert house.ended == 1
+
+
+def test_who_waits_for_a_node_process_that_hangs_is_let_go() -> None:
+    """Connections whose requests it has are closed at once; one whose request was answered, or that has asked nothing, is not."""
+    house = House()
+    new, served, answered, waiting = (house.connect() for _ in range(4))
+    served.ask(OWN)
+    answered.ask(OTHER)
+    waiting.gate.dataReceived(OTHER)
+    assert house.gates.give_up() == 1
+    assert [one.transport.aborted for one in (new, served, answered, waiting)] == [False, False, False, True]
+
+
+def test_a_node_process_hangs_when_its_beat_ends(board: Scoreboard) -> None:
+    """New requests are refused after two seconds without it, and those that wait are given up after fifteen looks."""
+    clock = Clock()
+    given_up: list[float] = []
+
+    def give_up() -> int:
+        given_up.append(clock.seconds())
+        return 3
+
+    hanging = Hanging(clock, board, name="n1", others=lambda: ["https://n2"], give_up=give_up)
+    hanging.start()
+    for _ in range(100):
+        clock.advance(0.2)
+        board.alive_at = clock.seconds()
+    clock.advance(HANGS_S - 0.1)
+    assert hanging.refusal() is None
+    clock.advance(0.1)
+    refusal = hanging.refusal()
+    assert refusal is not None and (refusal.code, refusal.evidence["servers"]) == (Code.NOT_RUNNING, ["https://n2"])
+    clock.pump([LOOK_S] * (LOOKS - 3))
+    assert given_up == []
+    clock.pump([LOOK_S] * 4)
+    assert len(given_up) > 1, "one that was passed on just before"
+    board.alive_at = clock.seconds()
+    assert hanging.refusal() is None
+    given_up.clear()
+    clock.pump([LOOK_S] * LOOKS)
+    assert given_up == []
+
+
+def test_processes_that_were_all_stopped_together_give_nobody_up(board: Scoreboard) -> None:
+    """However long it was: the front may be the first to go on, and sees the beat again at its next look."""
+    clock = Clock()
+    given_up: list[float] = []
+    hanging = Hanging(clock, board, name="n1", others=list, give_up=lambda: len(given_up) or given_up.append(1.0) or 1)
+    hanging.start()
+    board.alive_at = clock.seconds()
+    clock.advance(600.0)
+    board.alive_at = clock.seconds()
+    clock.pump([LOOK_S] * (LOOKS - 1))
+    assert given_up == []
 
 
 # --- versions that are not settled ---

@@ -18,10 +18,13 @@ import pytest
 from securifile.local.asking import BodyCutShort
 from securifile.local.cluster import LocalCluster
 from securifile.local.processes import command_line, eventually
+from securifile.node.fronts.hanging import HANGS_S, LOOK_S, LOOKS
 from tests.processes.actions import BROKEN, MIB, files, get, noise, put
 
 NODE = "node1"
 FRONTS = 2
+GIVEN_UP_S = LOOKS * LOOK_S + 5.0
+"""By then who waits for a node process that hangs is let go, on a machine that has other things to do as well."""
 FRESH_S = 1.25
 """How long a standing lasts when nothing more is heard: 2.5 heartbeat intervals."""
 
@@ -219,6 +222,39 @@ def test_fronts_of_a_node_that_hangs_fall_silent(fronted: LocalCluster, everywhe
         finally:
             fronted.nodes[NODE].resume()
     assert received < size
+
+
+def test_nobody_waits_for_a_node_process_that_hangs(fronted: LocalCluster, everywhere: list[Kept]) -> None:
+    """Its fronts refuse at once what only it could answer, and close what it has been given, long before a client would give up."""
+    waiting, reading, writing, probing = everywhere
+    for one in everywhere:
+        one.connection.sock.settimeout(60)
+    fronted.nodes[NODE].pause()
+    stopped = time.monotonic()
+    try:
+        waiting.connection.request("PUT", files("alice/waiting"), b"waiting", waiting.headers)
+        time_is_up = stopped + HANGS_S + 0.2
+        eventually(lambda: time.monotonic() > time_is_up, 10, "the fronts know it")
+        begun = time.monotonic()
+        answers = [
+            reading.ask("GET", files("alice/small")),
+            writing.ask("PUT", files("alice/refused"), noise(MIB)),
+            probing.ask("GET", "/readyz"),
+        ]
+        assert time.monotonic() - begun < 1.0
+        for status, body in answers:
+            refused = json.loads(body)
+            assert (status, refused["code"], len(refused["servers"])) == (503, "not-running", 2), refused
+        with pytest.raises(BROKEN):
+            waiting.connection.getresponse()
+        assert time.monotonic() - stopped < GIVEN_UP_S
+    finally:
+        fronted.nodes[NODE].resume()
+    fronted.wait_running(NODE)
+    http = fronted.http(NODE, "alice")
+    assert get(http, "alice/refused").status == 404
+    put(http, "alice/refused", b"again").must(201)
+    assert http.request("PUT", files("alice/waiting"), b"waiting", follow=True).must(200, 201)
 
 
 def test_a_node_that_is_stopped_in_order_gives_what_it_has_begun(fronted: LocalCluster) -> None:

@@ -4,7 +4,7 @@
                   └── tunnel ── node process            everything else; and what this front finds that it cannot answer
 
 Nothing of a request that is passed on was answered, and all of what the client said goes along: the node process judges it from its first
-byte. So a front needs to know no more than the most frequent requests, and to refuse nobody.
+byte. So a front needs to know no more than the most frequent requests, and to refuse nobody, unless the node process hangs (`hanging.py`).
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from twisted.python.failure import Failure
 
 from securifile.http.channel import HttpChannel, HttpFactory
 from securifile.http.limits import HttpLimits
+from securifile.model.errors import Code, Refusal
 from securifile.node.fronts.tunnel import FrontEnd, Patience
 
 OWN = (b"GET /api/v1/files/", b"HEAD /api/v1/files/")
 """How requests begin that a front may answer."""
 PARKED_S = 30.0
 """A tunnel that nobody has used for so long is not used again: the node process closes it after 75 s, perhaps just now."""
+CANNOT_PASS_ON = Refusal(Code.TOO_MANY_CONNECTIONS, "This server can take no more requests now; try another or later.", retry_after_s=1.0)
 
 
 def may_answer(data: bytes) -> bool:
@@ -112,6 +114,10 @@ class Gate(ProtocolWrapper):
             self.wrappedProtocol = _nobody
             self.transport.unregisterProducer()
             channel.connectionLost(Failure(ConnectionDone()))
+        refusal = self.factory.refusal()
+        if refusal is not None:
+            self._turn_away(refusal, silent=data.startswith(b"HEAD "))
+            return
         self.factory.passed_on()
         tunnel = self._tunnel
         if tunnel is not None and self._rested_at is not None and self.factory.clock.seconds() - self._rested_at > PARKED_S:
@@ -121,7 +127,7 @@ class Gate(ProtocolWrapper):
             tunnel = self._tunnel = FrontEnd(self)
             if not self.factory.open_tunnel(tunnel, self.transport.getPeer()):
                 self._tunnel = None
-                self.abort()
+                self._turn_away(CANNOT_PASS_ON, silent=data.startswith(b"HEAD "))
                 return
         if self._patience is None:
             self._patience = Patience(self.factory.clock, self._patience_s, tunnel.transport, self.abort)
@@ -131,6 +137,15 @@ class Gate(ProtocolWrapper):
         self._rested_at = None
         self.factory.resting.pop(self, None)
         tunnel.write(data)
+
+    def _turn_away(self, refusal: Refusal, silent: bool) -> None:
+        """Answer with a refusal, and end; what the client still says is dropped."""
+        self._leave_tunnel()
+        self._over = True
+        channel: HttpChannel = self.factory.http.buildProtocol(None)
+        self.wrappedProtocol = channel
+        channel.makeConnection(self)  # type: ignore[no-untyped-call]
+        channel.refuse(refusal, silent)
 
     def _patience_s(self) -> float:
         limits = self.factory.http.limits
@@ -191,6 +206,11 @@ class Gate(ProtocolWrapper):
         if tunnel is not None:
             tunnel.transport.loseConnection()
 
+    @property
+    def waits(self) -> bool:
+        """Whether the node process has a request of the client's, and has not answered all of it."""
+        return self._tunnel is not None and self._channel is None and self._rested_at is None and not self._over
+
     # --- the end ---
 
     def give_way(self) -> None:
@@ -245,11 +265,13 @@ class Gates(WrappingFactory[Gate]):
         open_tunnel: Callable[[FrontEnd, IAddress], bool],
         passed_on: Callable[[], None],
         ended: Callable[[], None],
+        refusal: Callable[[], Refusal | None],
     ) -> None:
         """Args:
         open_tunnel: connects an end with the node process; False when that cannot be.
         passed_on: called with each request that is.
         ended: called with each connection that was closed.
+        refusal: what is said instead of passing a request on, while the node process is not there.
         """
         super().__init__(http)  # type: ignore[no-untyped-call]
         http.gates = self
@@ -259,6 +281,7 @@ class Gates(WrappingFactory[Gate]):
         self.passed_on = passed_on
         self.resting: dict[Gate, None] = {}
         """Those whose tunnel waits for its next request, in the order in which they began to."""
+        self.refusal = refusal
         self._ended = ended
         self._emptied: list[Deferred[None]] = []
 
@@ -278,6 +301,13 @@ class Gates(WrappingFactory[Gate]):
             emptied, self._emptied = self._emptied, []
             for deferred in emptied:
                 deferred.callback(None)
+
+    def give_up(self) -> int:
+        """Close the connections whose requests the node process has, as nobody will answer them soon; how many."""
+        waiting = [gate for gate in self.protocols if gate.waits]
+        for gate in waiting:
+            gate.abort()
+        return len(waiting)
 
     def shut_down(self, grace_s: float) -> Deferred[None]:
         """Let answers come to their end, here and through tunnels; fires when all connections are closed, the rest after `grace_s`."""

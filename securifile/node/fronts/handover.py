@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.interfaces import IReadDescriptor
+from twisted.logger import Logger
 from zope.interface import implementer
 
 NOTE_BYTES = 128
@@ -47,13 +48,20 @@ def hand(through: socket.socket, descriptor: int, note: str = "") -> bool:
 class Taking:
     """Takes what is handed over, on a reactor."""
 
-    def __init__(self, reactor: Any, through: socket.socket, taken: Callable[[int, str], None]) -> None:
+    _log = Logger()
+
+    def __init__(
+        self, reactor: Any, through: socket.socket, taken: Callable[[int, str], None], missed: Callable[[], None] = lambda: None
+    ) -> None:
         """Args:
         taken: called with each descriptor, which it must not keep, and its note.
+        missed: called for each that was not taken: this process has no descriptors left, or who is at the other end has gone
+            (`taken` raised an `OSError`). It is closed.
         """
         self._reactor = reactor
         self._through = through
         self._taken = taken
+        self._missed = missed
         reactor.addReader(self)
 
     def fileno(self) -> int:
@@ -77,10 +85,16 @@ class Taking:
             if not note:
                 self.close()
                 return
+            if not descriptors:
+                self._log.error("a connection was lost: this process has too many files and connections open")
+                self._missed()
             for descriptor in descriptors:
                 try:
                     os.set_blocking(descriptor, False)
                     self._taken(descriptor, note.decode("ascii").strip())
+                except OSError as error:
+                    self._log.info("a connection was lost: {error}", error=str(error))
+                    self._missed()
                 finally:
                     os.close(descriptor)
 

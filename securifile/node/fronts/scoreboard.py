@@ -57,6 +57,8 @@ class Scoreboard:
     """How often a blob has left the store: files that are kept open must be closed."""
     everything_young = _Cell(7, "counts")
     """1 while every version is young; see `model/settling.py`."""
+    alive_at = _Cell(8, "times")
+    """Monotonic seconds at which the node process last gave the right to serve anew, or found that there is none: its beat."""
     has_room = _Cell(6, "counts")
     """1 while the audit spool has room for a new request's record."""
 

@@ -14,7 +14,7 @@ import sys
 import time
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.interfaces import IAddress
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.logger import Logger, globalLogBeginner
@@ -39,6 +39,7 @@ from securifile.node.fronts import control as c
 from securifile.node.fronts.answering import Answering, FrontBackend, FrontTransfers, PassingRedirector
 from securifile.node.fronts.gate import GateHttpFactory, Gates
 from securifile.node.fronts.handover import Taking, hand, pair
+from securifile.node.fronts.hanging import HANGS_S, Hanging
 from securifile.node.fronts.options import CONTROL, HANDOVER, SCOREBOARD, FrontOptions
 from securifile.node.fronts.recording import FrontAudit
 from securifile.node.fronts.scoreboard import Scoreboard
@@ -114,14 +115,11 @@ class Front:
         def take(descriptor: int, note: str) -> None:
             with socket.socket(fileno=os.dup(descriptor)) as taken:
                 family = taken.family
-            try:
-                self._reactor.adoptStreamConnection(descriptor, family, listening)
-            except OSError:
-                # It was gone before it was here.
-                self._score.count_ended()
+            self._reactor.adoptStreamConnection(descriptor, family, listening)
 
         self._transfers.start()
-        Taking(self._reactor, self._handover, take)
+        self._hanging.start()
+        Taking(self._reactor, self._handover, take, missed=self._score.count_ended)
         control = socket.socket(fileno=CONTROL)
         control.setblocking(False)
         self._reactor.adoptStreamConnection(control.fileno(), socket.AF_UNIX, _One(self._control))
@@ -178,16 +176,26 @@ class Front:
         )
         resource = Answering(clock=clock, backend=backend, authenticator=authenticator, downloads=downloads, score=self._score)
         limits = HttpLimits(connections_max=self._options.connections_max)
+        self._hanging = Hanging(clock, self._board, name=here.name, others=self._others, give_up=lambda: self._gates.give_up())
         return Gates(
             clock=clock,
             http=GateHttpFactory.of(resource, clock, limits, time.time),
             open_tunnel=self._open_tunnel,
             passed_on=self._score.count_passed_on,
             ended=self._score.count_ended,
+            refusal=self._hanging.refusal,
         )
 
+    def _others(self) -> list[str]:
+        backend = self._backend
+        return [backend.roster.servers[name].url for name in sorted(backend.available - {backend.name}) if name in backend.roster.servers]
+
     def _open_tunnel(self, end: FrontEnd, client: IAddress) -> bool:
-        ours, theirs = pair()
+        try:
+            ours, theirs = pair()
+        except OSError as error:
+            self._log.error("a request cannot be passed on: {error}", error=str(error))
+            return False
         try:
             if not hand(self._handover, theirs.fileno(), address_note(client)):
                 return False
@@ -208,7 +216,11 @@ class Front:
         self._control.callRemote(c.Suspect, attempt=version.attempt.value, reason=reason)
 
     async def _look_password(self, asked: m.CheckPassword) -> m.PasswordChecked | None:
-        known = await self._control.callRemote(c.KnownPassword, username=asked.username, password=asked.password)
+        asking: Deferred[Any] = self._control.callRemote(c.KnownPassword, username=asked.username, password=asked.password)
+        try:
+            known = await asking.addTimeout(HANGS_S, self._reactor)
+        except TimeoutError:
+            return None
         return m.PasswordChecked(username=known["username"], credentials=known["credentials"]) if known["known"] else None
 
 

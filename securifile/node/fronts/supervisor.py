@@ -193,6 +193,7 @@ class Fronts:
         if self.stopping and self._timer is None:
             return
         board.serves_until, board.goes_on_until = self._cluster.admission.serves_until()
+        board.alive_at = self.reactor.seconds()
         board.wall_offset = self._wall() - self.reactor.seconds()
         board.has_room = int(self._audit.has_room())
 
