@@ -141,6 +141,7 @@ class LocalCluster:
         self.replicas = replicas
         self._say = say
         self._options = list(options)
+        self._https_processes = https_processes
         if https_processes is not None:
             self._options += ["--https-processes", str(https_processes)]
         self._admin_options = list(admin_options)
@@ -200,6 +201,8 @@ class LocalCluster:
         for node in self.nodes.values():
             node.wait_ready(_RUNNING_WITHIN_S)
         self.wait_running(*self.nodes)
+        if self._https_processes:
+            eventually(self._has_fronts, _RUNNING_WITHIN_S, "every process for people's connections takes some")
         operator = self.operator()
         set_now = operator.request("GET", "/api/v1/settings").must(200).json()["replicas"]
         if self.replicas is None:
@@ -320,6 +323,15 @@ class LocalCluster:
             return self.http(name, timeout_s=5).request("GET", path).status == 200
         except OSError:
             return False
+
+    def _has_fronts(self) -> bool:
+        # Until then each node process serves people itself, and there is little left of the machine for that: starting a front takes a
+        # second of a core.
+        try:
+            answers = [self.http(name, timeout_s=5).request("GET", "/readyz").json() for name in self.nodes]
+        except OSError:
+            return False
+        return all(answer["https_processes"] == self._https_processes for answer in answers)
 
     def _create(self, username: str, **more: object) -> Response:
         account = {"username": username, "email": f"{username}@example.org", "password": self.plan.accounts[username], **more}

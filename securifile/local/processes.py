@@ -126,6 +126,11 @@ def end_process(pid: int, is_it: Callable[[list[str]], bool], *, first: signal.S
     return True
 
 
+def _memory_bytes(pid: int | None, figure: str) -> int:
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(f"{figure}:"))
+
+
 class Machine(Protocol):
     """Where a server runs; `network.Host` is one with a network of its own."""
 
@@ -260,11 +265,20 @@ class ServerProcess:
         self.start()
         self.wait_ready(timeout_s)
 
-    def resident_bytes(self) -> int:
-        """Its resident memory now (`VmRSS`). Raises `ServerDied` when there is no such process."""
+    @property
+    def fronts(self) -> list[int]:
+        """Of a node: the processes that it has for people's connections beside its own."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text("ascii").split()
+        return [int(child) for child in children if "securifile.node.fronts" in command_line(int(child))]
+
+    def resident_bytes(self, figure: str = "VmRSS") -> int:
+        """The resident memory of its process and its fronts. Raises `ServerDied` when there is no such process.
+
+        Args:
+            figure: which of those that the system has (proc(5)): `VmRSS`, now; `VmHWM`, the most so far.
+        """
         try:
-            status = Path(f"/proc/{self.pid}/status").read_text(encoding="ascii", errors="replace")
-            return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS:"))
+            return sum(_memory_bytes(pid, figure) for pid in (self.pid, *self.fronts))
         except (OSError, StopIteration):
             raise ServerDied(f"{self.name} has no memory to measure: it {self.how_it_ended()}") from None
 

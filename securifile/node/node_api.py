@@ -56,8 +56,13 @@ def node_app(
     cluster: Cluster,
     index: Index,
     metrics: Callable[[], dict[str, float]],
+    https_processes: Callable[[], int] = lambda: 0,
 ) -> Any:
-    """The resource to serve."""
+    """The resource to serve.
+
+    Args:
+        https_processes: how many fronts take connections now.
+    """
     app = Klein()
     klein_problems(app)
     api.register(app)
@@ -70,7 +75,8 @@ def node_app(
     @app.route("/readyz", methods=["GET", "HEAD"])
     def readyz(request: Request) -> bytes:
         standing = cluster.admission.standing()
-        return _json(request, 200 if standing.serves else 503, {"ready": standing.serves, "reason": standing.reason, "tls": tls})
+        told = {"ready": standing.serves, "reason": standing.reason, "tls": tls, "https_processes": https_processes()}
+        return _json(request, 200 if standing.serves else 503, told)
 
     async def metrics_route(request: Request, access: Access) -> Answer | Streamed:
         if not access.signed_in.person.administrator:

@@ -303,6 +303,7 @@ class NodeService(Service):
                 **traffic.metrics,
                 **(self._fronts.metrics if self._fronts is not None else {}),
             },
+            https_processes=lambda: self._fronts.ready if self._fronts is not None else 0,
         )
         factory = http_factory(app, self._reactor, HttpLimits(), wall=time.time)
         listening = tls_only(https_factory(self._reactor, certificate, factory), HTTPS_ONLY) if tls else plain_only(factory)

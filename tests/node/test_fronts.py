@@ -651,7 +651,7 @@ def test_who_waits_for_a_node_process_that_hangs_is_let_go() -> None:
 
 
 def test_a_node_process_hangs_when_its_beat_ends(board: Scoreboard) -> None:
-    """New requests are refused after two seconds without it, and those that wait are given up after fifteen looks."""
+    """New requests are refused after two seconds without it, and those that wait are given up after ten looks."""
     clock = Clock()
     given_up: list[float] = []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from functools import partial
 
 import pytest
@@ -10,10 +11,18 @@ import pytest
 from securifile.local.cluster import LocalCluster
 from securifile.local.processes import eventually
 from tests.processes.actions import BROKEN, MIB, files, get, noise, put
+from tests.processes.conftest import running
 
 HEARTBEAT_S = 0.5
 WELL_AGAIN_S = 3 * HEARTBEAT_S + 1.5
 """Three heartbeats, and what a loaded machine may need to start and hear them."""
+
+
+@pytest.fixture(scope="module", params=[0, 2], ids=["one process", "fronts"])
+def cluster(request: pytest.FixtureRequest) -> Iterator[LocalCluster]:
+    """Five nodes, two replicas, TLS, each with as many processes for people beside its own."""
+    with running(request, https_processes=request.param) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

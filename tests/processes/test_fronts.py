@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from securifile.local.asking import BodyCutShort
+from securifile.local.asking import BodyCutShort, Http
 from securifile.local.cluster import LocalCluster
 from securifile.local.processes import command_line, eventually
 from securifile.node.fronts.hanging import HANGS_S, LOOK_S, LOOKS
@@ -42,14 +42,14 @@ def all_there(fronted: LocalCluster) -> None:
     """Every front takes connections."""
     fronted.wait_running(*fronted.nodes)
     for name in fronted.nodes:
-        eventually(lambda name=name: count(fronted, "https_processes", name) == FRONTS, 20, f"the fronts of {name} are there")  # type: ignore[misc]
+        http = fronted.http(name)
+        eventually(lambda http=http: there(http) == FRONTS, 20, f"the fronts of {name} are there")  # type: ignore[misc]
 
 
-def fronts_of(cluster: LocalCluster, name: str = NODE) -> list[int]:
-    """The processes that a node has for people."""
-    pid = cluster.nodes[name].pid
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()
-    return [int(child) for child in children if "securifile.node.fronts" in command_line(int(child))]
+def there(http: Http) -> int:
+    """How many processes for people a node has that take connections."""
+    processes: int = http.request("GET", "/readyz").must(200).json()["https_processes"]
+    return processes
 
 
 def count(cluster: LocalCluster, key: str, name: str = NODE) -> float:
@@ -166,7 +166,7 @@ def test_a_front_that_is_killed_takes_only_its_own_connections_along(fronted: Lo
     http = fronted.http(NODE, "alice")
     downloads = [http.open("GET", files("alice/long")) for _ in range(2 * FRONTS)]
     received = [len(one.response().read(MIB)) for one in downloads]
-    killed = fronts_of(fronted)[0]
+    killed = fronted.nodes[NODE].fronts[0]
     os.kill(killed, signal.SIGKILL)
     whole = 0
     for number, one in enumerate(downloads):
@@ -179,13 +179,13 @@ def test_a_front_that_is_killed_takes_only_its_own_connections_along(fronted: Lo
         one.close()
     assert whole == FRONTS, received
     eventually(lambda: count(fronted, "https_processes") == FRONTS, 10, "there is a new front")
-    assert killed not in fronts_of(fronted)
+    assert killed not in fronted.nodes[NODE].fronts
     assert get(http, "alice/long").must(200).body[:MIB] == noise(MIB)
 
 
 def test_fronts_end_with_their_node(fronted: LocalCluster) -> None:
     """When a node process is killed nobody serves in its name, its port is free, and it can be started again at once."""
-    fronts = fronts_of(fronted)
+    fronts = fronted.nodes[NODE].fronts
     assert len(fronts) == FRONTS
     os.kill(fronts[0], signal.SIGSTOP)
     fronted.nodes[NODE].kill()
@@ -274,12 +274,12 @@ def test_a_node_that_is_stopped_in_order_gives_what_it_has_begun(fronted: LocalC
 def test_a_front_that_hangs_is_replaced(fronted: LocalCluster) -> None:
     """New connections go to others after a moment; it is ended, and another one takes its place."""
     put(fronted.http(NODE, "alice"), "alice/served", b"served").must(201)
-    hanging = fronts_of(fronted)[0]
+    hanging = fronted.nodes[NODE].fronts[0]
     os.kill(hanging, signal.SIGSTOP)
     impatient = fronted.http(NODE, "alice", timeout_s=0.5)
     answers = []
     until = time.monotonic() + 20
-    while hanging in fronts_of(fronted):
+    while hanging in fronted.nodes[NODE].fronts:
         assert time.monotonic() < until, "it is still there"
         try:
             answers.append(get(impatient, "alice/served").status)
@@ -287,4 +287,4 @@ def test_a_front_that_hangs_is_replaced(fronted: LocalCluster) -> None:
             answers.append(0)
     assert answers.count(0) < 10, answers
     assert answers[-10:] == [200] * 10
-    eventually(lambda: len(fronts_of(fronted)) == FRONTS, 10, "there is a new one")
+    eventually(lambda: len(fronted.nodes[NODE].fronts) == FRONTS, 10, "there is a new one")

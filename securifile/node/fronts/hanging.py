@@ -2,7 +2,7 @@
 
 beat on the scoreboard   |  |  |  |                    stopped, out of memory, at a disk that hangs
 a new request            passed on ──┤ 2 s ├── 503      certainly not done: nothing of it was passed on
-one that was passed on   waits ───────────────┤ 15 s ├── closed: nobody knows
+one that was passed on   waits ───────────────┤ 10 s ├── closed: nobody knows
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from securifile.node.fronts.scoreboard import Scoreboard
 HANGS_S = 2.0
 """Ten beats. A node process that has done nothing for so long has sent no heartbeats either, and has no standing as a rule."""
 LOOK_S = 1.0
-LOOKS = 15
+LOOKS = 10
 """Looks without a beat after which requests that were passed on are given up. Counted, not timed: after all processes of a machine were
-stopped together, the front may be the first to go on. By then an upload's lock has run out."""
+stopped together, the front may be the first to go on. By then an upload's lock has run out, if `lease_s` is what it is at first."""
 
 
 class Hanging:

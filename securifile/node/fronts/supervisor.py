@@ -142,10 +142,15 @@ class Fronts:
         self.board.left += 1
 
     @property
+    def ready(self) -> int:
+        """How many take connections."""
+        return sum(place.is_ready for place in self._fronts)
+
+    @property
     def metrics(self) -> dict[str, float]:
         """For `/metrics`, by name."""
         figures = {
-            "https_processes": float(sum(place.is_ready for place in self._fronts)),
+            "https_processes": float(self.ready),
             "https_processes_restarted": float(self.restarted),
         }
         for place in self._fronts:
