@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +19,9 @@ from securifile.model.interfaces import IWorker
 from securifile.model.records import AuditRecord
 
 T = TypeVar("T")
+
+AT_THE_END = ExitStack()
+"""What ends with the processes that a test plays: closed after each test, and by those of many examples after each of them."""
 
 
 @implementer(IWorker)
@@ -75,9 +80,21 @@ def done(deferred: Deferred[T]) -> T:
 
 def spool(directory: Path, boot: str = "b1", *, clock: Clock | None = None, worker: Any = None, **limits: int) -> Spool:
     """An open spool that works at once."""
-    made = Spool(directory, boot=boot, version="1.0", worker=worker or InlineWorker(), clock=clock or Clock(), **limits)
+    made = ending(Spool(directory, boot=boot, version="1.0", worker=worker or InlineWorker(), clock=clock or Clock(), **limits))
     done(made.open())
     return made
+
+
+def ending(spool: Spool) -> Spool:
+    """A spool whose file is closed when its process has ended, whatever was under way."""
+
+    def end() -> None:
+        active, spool._active = spool._active, None
+        if active is not None:
+            os.close(active[0])
+
+    AT_THE_END.callback(end)
+    return spool
 
 
 def everything(spool: Spool, limit_bytes: int = 1000) -> list[Spooled]:

@@ -22,7 +22,7 @@ from securifile.audit.receiver import AuditReceiver, Receiving
 from securifile.audit.records import NumberedRecord, format_record, parse_message, record_of
 from securifile.model.errors import DatabaseUnavailable
 from securifile.model.records import AuditRecord
-from tests.audit.doubles import InlineWorker, done, record, spool
+from tests.audit.doubles import AT_THE_END, InlineWorker, done, record, spool
 
 
 class Table:
@@ -65,8 +65,10 @@ class Admin:
         self.peer = peer
         self.worker = worker or InlineWorker()
         self.kept: list[tuple[str, str, int]] = []
+        file = AuditFile(directory, rotate_bytes=limits.pop("rotate_bytes", 1 << 20))
+        AT_THE_END.callback(file.close)
         self.keeper = Keeper(
-            AuditFile(directory, rotate_bytes=limits.pop("rotate_bytes", 1 << 20)), store=self.table.store, last_kept=self.table.last_kept,
+            file, store=self.table.store, last_kept=self.table.last_kept,
             worker=self.worker, clock=self.clock, wall=lambda: self.wall, random=bytes, **limits,
         )  # fmt: skip
         self.keeper.watch(lambda *said: self.kept.append(said))
@@ -348,6 +350,7 @@ def test_stop(tmp_path: Path) -> None:
 @given(st.data())
 def test_exactly_once(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """Whatever fails and restarts on either side: a sender that repeats what is not confirmed has each record kept exactly once."""
+    AT_THE_END.close()
     directory = tmp_path_factory.mktemp("admin")
     table, worker = Table(), InlineWorker()
     admin = Admin(directory, table, worker=worker)

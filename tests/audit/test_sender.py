@@ -25,7 +25,7 @@ from securifile.audit.framing import FrameDecoder
 from securifile.audit.records import parse_message, record_of
 from securifile.audit.sender import GATHER_S, STALL_S, AuditSender, Sending
 from securifile.audit.spool import Spool
-from tests.audit.doubles import StepWorker, done, record, spool
+from tests.audit.doubles import AT_THE_END, StepWorker, done, ending, record, spool
 from tests.audit.test_keeping import Admin, Table
 from tests.audit.test_spool import remember
 
@@ -261,6 +261,7 @@ def test_copy(tmp_path: Path) -> None:
 @given(st.data())
 def test_from_node_to_admin(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """Spool, sender, receiver and keeper together: whatever restarts or breaks, each kept record is kept once, in file and SQL."""
+    AT_THE_END.close()
     directory = tmp_path_factory.mktemp("both")
     table, clock, address = Table(), Clock(), Address()
     lives: list[str] = []
@@ -334,7 +335,7 @@ def test_from_node_to_admin(tmp_path_factory: pytest.TempPathFactory, data: st.D
 def test_kept_while_the_disk_is_read(tmp_path: Path) -> None:
     """A record that becomes durable just while the sender finds nothing more is not left lying."""
     worker, clock, address = StepWorker(), Clock(), Address()
-    trail = Spool(tmp_path, boot="b1", version="1", worker=worker, clock=clock)
+    trail = ending(Spool(tmp_path, boot="b1", version="1", worker=worker, clock=clock))
     trail.open()
     worker.run()
     trail.keep(record(1))

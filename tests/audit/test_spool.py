@@ -13,7 +13,7 @@ from twisted.internet.task import Clock
 
 from securifile.audit.spool import MARKS_S, NOTE_DELAY_S, RETRY_S, Spool
 from securifile.model.errors import SpoolFull
-from tests.audit.doubles import InlineWorker, StepWorker, done, everything, expected, names, record, spool
+from tests.audit.doubles import AT_THE_END, InlineWorker, StepWorker, done, ending, everything, expected, names, record, spool
 
 
 def remember(kept: list[tuple[str, int]], name: tuple[str, int], _: None) -> None:
@@ -35,7 +35,7 @@ def test_kept_is_read(tmp_path: Path) -> None:
 def test_kept_means_fsynced(tmp_path: Path) -> None:
     """`keep` fires only after the fsync, and all that come meanwhile share the next one."""
     worker = StepWorker()
-    trail = Spool(tmp_path, boot="b1", version="1", worker=worker, clock=Clock())
+    trail = ending(Spool(tmp_path, boot="b1", version="1", worker=worker, clock=Clock()))
     opened = trail.open()
     worker.run()
     done(opened)
@@ -129,7 +129,7 @@ def test_confirmed_is_deleted_from_a_full_disk(tmp_path: Path) -> None:
 def test_many_confirmations_are_written_down_once_a_second(tmp_path: Path) -> None:
     """The first at once, those that follow together; all of them when the spool is closed."""
     clock = Clock()
-    trail = Spool(tmp_path, boot="b1", version="1", worker=InlineWorker(), clock=clock)
+    trail = ending(Spool(tmp_path, boot="b1", version="1", worker=InlineWorker(), clock=clock))
     done(trail.open())
     for n in range(1, 11):
         done(trail.keep(record(n)))
@@ -306,6 +306,7 @@ def test_close_writes_all(tmp_path: Path) -> None:
 @given(st.data())
 def test_cut_anywhere(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """A file cut, or garbled from any byte on, gives all records before that byte; what was confirmed does not come back."""
+    AT_THE_END.close()
     directory = tmp_path_factory.mktemp("spool")
     trail = spool(directory)
     ends = []
@@ -333,12 +334,13 @@ def test_cut_anywhere(tmp_path_factory: pytest.TempPathFactory, data: st.DataObj
 @given(st.data())
 def test_killed_between_any_steps(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """Killed between any two steps of the disk: what was kept and not confirmed is there, in order, without gaps."""
+    AT_THE_END.close()
     directory = tmp_path_factory.mktemp("spool")
     must: list[tuple[str, int]] = []
     confirmed: dict[str, int] = {}
     for life in range(3):
         worker, clock, boot = StepWorker(), Clock(), f"b{life}"
-        trail = Spool(directory, boot=boot, version="1", worker=worker, clock=clock, segment_bytes=1000)
+        trail = ending(Spool(directory, boot=boot, version="1", worker=worker, clock=clock, segment_bytes=1000))
         trail.open()
         worker.run()
         n = 0
