@@ -20,16 +20,14 @@ from typing import Any
 from urllib.parse import urlencode, urljoin
 
 import attrs
-from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
-from zope.interface import implementer
 
 from securifile.client.errors import Problem, Uncertain, Unreachable, UntrustedServer
 from securifile.client.exchange import Answer, Broken, Content, Http, NotSent, Untrusted
 from securifile.client.wire import split_url
+from securifile.http.whole import Whole
 from securifile.model.errors import Code
-from securifile.model.interfaces import IByteSource
 
 HOPS_MAX = 3
 """Redirects that are followed for one request (section 4 of the design)."""
@@ -122,7 +120,7 @@ class Asking:
             text = dumps(body).encode()
 
             def content() -> Content:
-                return Content(source=_Bytes(text), length=len(text))
+                return Content(source=Whole(text), length=len(text))
 
         answer = await self.request(
             method,
@@ -283,22 +281,6 @@ class Asking:
             {name: value for name, value in members.items() if name not in known},
             float(after) if after.isdecimal() else None,
         )
-
-
-@implementer(IByteSource)
-class _Bytes:
-    """Some bytes as a source."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-
-    def read(self) -> Deferred[bytes]:
-        """All of it, then nothing."""
-        data, self._data = self._data, b""
-        return succeed(data)
-
-    def close(self) -> None:
-        """Nothing is held."""
 
 
 _UNKNOWN = (500, 502, 504)

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from securifile.http.whole import Whole
 from securifile.model.entries import Version
 from securifile.model.errors import Code, CorruptBlock, DeadlineExceeded, NoSuchBlob, PeerUnreachable, Refusal, StreamBroken
 from securifile.model.interfaces import IByteSource, IWorker
@@ -70,7 +71,7 @@ class Sources:
             whole = await self._blobs.small(version.attempt)
             if len(whole) != version.size:
                 raise StreamBroken(f"the blob here has {len(whole)} bytes or more, the version {version.size}")
-            return _Whole(whole[start:stop]), lambda: None
+            return Whole(whole[start:stop]), lambda: None
         if holder == self._name:
             reader = await self._blobs.open(version.attempt)
             if reader.size != version.size:
@@ -134,22 +135,6 @@ class Sources:
         finally:
             if timer.active():
                 timer.cancel()
-
-
-@implementer(IByteSource)
-class _Whole:
-    """Bytes that are here already."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-
-    def read(self) -> Deferred[bytes]:
-        """See `IByteSource`."""
-        data, self._data = self._data, b""
-        return succeed(data)
-
-    def close(self) -> None:
-        """See `IByteSource`."""
 
 
 @implementer(IByteSource)
