@@ -160,8 +160,9 @@ class Records:
             self._connection._raise_ssl_error(self._connection._ssl, result)
         except SSL.WantReadError:
             return None
-        except SSL.Error:
-            return Failure()
+        except SSL.Error as error:
+            # Its traceback would hold the connection, which holds the failure: both would stay until the garbage collector looks.
+            return Failure(error.with_traceback(None))
         return None
 
     def shrink(self) -> None:

@@ -102,7 +102,7 @@ class LargePieces(BufferingTLSTransport):
         self._moves_much()
         if self._own_socket is None:
             self._own_socket = tcp.socket.dup()
-        self._lane = Lane(self, self._own_socket, self._records(), receives)
+        self._lane = Lane(self, self._own_socket, receives)
         return self._lane
 
     def watch(self, told: Callable[[], None]) -> bool:
@@ -112,7 +112,7 @@ class LargePieces(BufferingTLSTransport):
         tcp = self._tcp
         if tcp is None or self._lane is not None or not self._handshakeDone or self._aborted or self._lostTLSConnection:
             return False
-        if self._reading_held or self._read_end is not None or self._records().kept_bytes():
+        if self._reading_held or self._read_end is not None or self.records().kept_bytes():
             return False
         self._do_not_read_on()
 
@@ -161,6 +161,8 @@ class LargePieces(BufferingTLSTransport):
             if self._tcp is not None:
                 vars(self._tcp).pop("doRead", None)
             super().connectionLost(reason)
+            # With what OpenSSL keeps, up to two thirds of a mebibyte: whoever was above may refer to this for longer.
+            self._made_records = None
             self._tcp = None
             self._do_not_read_on()
             if self._look_at_rest is not None:
@@ -175,7 +177,7 @@ class LargePieces(BufferingTLSTransport):
                 return
             if len(octets) > KEEP_LOCK_BYTES_MAX:
                 self._moves_much()
-            self._records().came(octets)
+            self.records().came(octets)
             if self._appSendBuffer:
                 self._unbufferPendingWrites()  # type: ignore[no-untyped-call]
             self._flushReceiveBIO()
@@ -249,7 +251,7 @@ class LargePieces(BufferingTLSTransport):
                 return
             piece = octets if len(octets) <= WRITE_BYTES_MAX else memoryview(octets)[start : start + WRITE_BYTES_MAX]
             try:
-                self._records().write(piece)
+                self.records().write(piece)
             except SSL.WantReadError:
                 self._bufferedWrite(octets[start:])  # type: ignore[no-untyped-call]
                 return
@@ -258,7 +260,7 @@ class LargePieces(BufferingTLSTransport):
                 return
             self._flushSendBIO(few=len(piece) <= KEEP_LOCK_BYTES_MAX)
 
-    def _records(self) -> Records:
+    def records(self) -> Records:
         """This connection's. Twisted makes the connection, and uses it at once."""
         if self._made_records is None:
             self._made_records = Records(self._tlsConnection)
@@ -282,7 +284,7 @@ class LargePieces(BufferingTLSTransport):
                 self._look_again()
             elif self._tlsConnection is not None:
                 self._close_own_socket()
-                self._records().shrink()
+                self.records().shrink()
 
     def _flushSendBIO(self, *, few: bool = True) -> None:
         """Send the records that OpenSSL has made, usually few."""
@@ -290,7 +292,7 @@ class LargePieces(BufferingTLSTransport):
             if self._left:
                 left, self._left = self._left, b""
                 self._leave_to_twisted(left)
-            while (count := self._records().seal(few=few)) > 0:
+            while (count := self.records().seal(few=few)) > 0:
                 view = scratch.view[:count]
                 sent = send_now(self._tcp.socket, view) if self._tcp is not None and self._is_clear() else 0
                 if sent < count:
@@ -355,7 +357,7 @@ class LargePieces(BufferingTLSTransport):
         """Put what was said, as far as its records are here, into `memory`; how many bytes. What ends it is noted in `_read_end`."""
         if self._read_end is not None:
             return 0
-        taken, self._read_end = self._records().read_into(memory, room)
+        taken, self._read_end = self.records().read_into(memory, room)
         return taken
 
 
@@ -375,7 +377,7 @@ class Lane:
         received: bytes that were received so far.
     """
 
-    def __init__(self, layer: LargePieces, own_socket: Any, records: Records, receives: bool) -> None:
+    def __init__(self, layer: LargePieces, own_socket: Any, receives: bool) -> None:
         """Args:
         own_socket: another descriptor than the reactor's. It stays open while the lane is.
         """
@@ -385,7 +387,6 @@ class Lane:
         self.turn = layer._turn
         self._layer: LargePieces | None = layer
         self._socket = own_socket
-        self._records = records
         self._waits_left = WAITS_MAX
 
     def check_open(self) -> LargePieces:
@@ -403,9 +404,9 @@ class Lane:
         with self.turn:
             layer = self.check_open()
             for piece in pieces:
-                self._records.write(piece)
+                layer.records().write(piece)
                 self.taken += len(piece)
-            while (count := self._records.seal()) > 0:
+            while (count := layer.records().seal()) > 0:
                 view = scratch.view[:count]
                 sent = send_now(self._socket, view) if layer._is_clear() else 0
                 layer._left += view[sent:]
@@ -446,7 +447,7 @@ class Lane:
                 self.received += came
                 if taken == count or layer._read_end is not None:
                     break
-                come = self._fill()
+                come = self._fill(layer)
                 if come == 0 or (come is None and not self._may_wait()):
                     break
                 waiting = None if come else self._poll(select.POLLIN)
@@ -454,7 +455,7 @@ class Lane:
                 break
         return view[:taken]
 
-    def _fill(self) -> int | None:
+    def _fill(self, layer: LargePieces) -> int | None:
         """Give OpenSSL what the socket has; how many bytes, 0 at its end, None when there are none now."""
         try:
             # As much as a piece is as records, with a frame's header: the rest of it would be a step of its own.
@@ -465,7 +466,7 @@ class Lane:
             # Twisted will find out what it is.
             return 0
         if came:
-            self._records.came_to_scratch(came)
+            layer.records().came_to_scratch(came)
         return int(came)
 
     def _may_wait(self, waits: int = 1) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -18,7 +20,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator, IOpenSSLServerConnectionCreator, IPushProducer
 from twisted.internet.protocol import Factory, Protocol, connectionDone
-from twisted.internet.task import Clock
+from twisted.internet.task import Clock, deferLater
 from twisted.protocols import tls
 from twisted.python.failure import Failure
 from twisted.test import iosim
@@ -262,6 +264,28 @@ async def test_after_the_end_nothing_is_sent() -> None:
         await server.until(lambda: server.lost is not None)
         server.to.write(b"too late")
         assert client.got == b""
+
+
+@pytest.mark.parametrize("how", ["loseConnection", "abortConnection"])
+@pytest_twisted.ensureDeferred
+async def test_a_connection_that_is_gone_keeps_nothing_of_openssl(how: str) -> None:
+    """What OpenSSL had for it, with its buffers, is freed at once, though who used it may be referred to for longer."""
+    async with connected() as (server, client):
+        await server.until(lambda: server.transport is not None)
+        client.to.write(b"hello")
+        await server.until(lambda: server.got == b"hello")
+        lane = server.to.lane()
+        lane.close()
+        gone = weakref.ref(server.to._tlsConnection)
+        gc.disable()
+        try:
+            client.to.unregisterProducer()
+            getattr(client.to, how)()
+            await server.until(lambda: server.lost is not None)
+            await deferLater(reactor, 0)  # type: ignore[arg-type]
+            assert gone() is None
+        finally:
+            gc.enable()
 
 
 def test_an_end_within_a_delivery_is_the_end() -> None:
