@@ -40,7 +40,8 @@ from securifile.node.blobs import DiskBlobs
 from securifile.node.composition import Node, Self, Stores
 from securifile.node.draft_api import DraftApi
 from securifile.node.enrolment import Enrolment, Membership
-from securifile.node.fronts.supervisor import Acceptor, Fronts
+from securifile.node.fronts.acceptor import Acceptor
+from securifile.node.fronts.supervisor import Fronts
 from securifile.node.fronts.tunnel import NodeEnds, TunnelHttpFactory
 from securifile.node.index import Index
 from securifile.node.node_api import NodeContents, node_app, node_metrics

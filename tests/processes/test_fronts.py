@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import re
+import resource
 import signal
 import ssl
 import time
@@ -19,6 +20,7 @@ from securifile.local.asking import BodyCutShort, Http
 from securifile.local.cluster import LocalCluster
 from securifile.local.processes import command_line, eventually
 from securifile.node.fronts.hanging import HANGS_S, LOOK_S, LOOKS
+from securifile.node.fronts.supervisor import FULL_S
 from tests.processes.actions import BROKEN, MIB, files, get, noise, put
 
 NODE = "node1"
@@ -50,6 +52,12 @@ def there(http: Http) -> int:
     """How many processes for people a node has that take connections."""
     processes: int = http.request("GET", "/readyz").must(200).json()["https_processes"]
     return processes
+
+
+def answers_of(cluster: LocalCluster) -> list[float]:
+    """How many requests each front has answered by itself."""
+    text = cluster.http(NODE, "watcher").request("GET", "/metrics").must(200).body.decode()
+    return [float(value) for value in re.findall(r"^securifile_https_answered\{.*\} (\S+)$", text, re.MULTILINE)]
 
 
 def count(cluster: LocalCluster, key: str, name: str = NODE) -> float:
@@ -269,6 +277,29 @@ def test_a_node_that_is_stopped_in_order_gives_what_it_has_begun(fronted: LocalC
     assert received == content
     fronted.nodes[NODE].restart()
     fronted.wait_running(NODE)
+
+
+def test_a_front_that_has_no_room_is_spared(fronted: LocalCluster, connect: Connect) -> None:
+    """Without a free descriptor it loses a connection a second, though it has the fewest; when it has some again it takes its part."""
+    put(fronted.http(NODE, "alice"), "alice/spared", b"spared").must(201)
+    full = fronted.nodes[NODE].fronts[0]
+    limits = resource.prlimit(full, resource.RLIMIT_NOFILE)
+    resource.prlimit(full, resource.RLIMIT_NOFILE, (3, limits[1]))
+    begun, lost = time.monotonic(), 0
+    try:
+        for _ in range(40):
+            try:
+                assert connect(NODE, "alice").get("alice/spared") == (200, b"spared")
+            except BROKEN:
+                lost += 1
+    finally:
+        resource.prlimit(full, resource.RLIMIT_NOFILE, limits)
+    assert 1 <= lost <= 2 + (time.monotonic() - begun) / FULL_S
+    taken = time.monotonic() + 2 * FULL_S
+    eventually(lambda: time.monotonic() > taken, 10, "it is asked again")
+    before = answers_of(fronted)
+    assert [connect(NODE, "alice").get("alice/spared")[0] for _ in range(40)] == [200] * 40
+    assert all(later > earlier for earlier, later in zip(before, answers_of(fronted), strict=True))
 
 
 def test_a_front_that_hangs_is_replaced(fronted: LocalCluster) -> None:

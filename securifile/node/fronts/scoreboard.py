@@ -144,6 +144,11 @@ class FrontScore:
         """Requests, or connections full of them, that it gave to the node process."""
         return self._counts[self._first + 2]
 
+    @property
+    def missed(self) -> int:
+        """Connections that were handed to it, and for which it had no room; they count as ended, too."""
+        return self._counts[self._first + 3]
+
     def count_ended(self) -> None:
         """One more connection is closed."""
         self._counts[self._first] += 1
@@ -155,6 +160,11 @@ class FrontScore:
     def count_passed_on(self) -> None:
         """One more was passed on."""
         self._counts[self._first + 2] += 1
+
+    def count_missed(self) -> None:
+        """One more was handed over in vain."""
+        self._counts[self._first + 3] += 1
+        self.count_ended()
 
 
 def bytes_of(fronts: int) -> int:

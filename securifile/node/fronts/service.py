@@ -119,7 +119,7 @@ class Front:
 
         self._transfers.start()
         self._hanging.start()
-        Taking(self._reactor, self._handover, take, missed=self._score.count_ended)
+        Taking(self._reactor, self._handover, take, missed=self._score.count_missed)
         control = socket.socket(fileno=CONTROL)
         control.setblocking(False)
         self._reactor.adoptStreamConnection(control.fileno(), socket.AF_UNIX, _One(self._control))

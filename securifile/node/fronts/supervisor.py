@@ -9,7 +9,6 @@ left over holds the port, and people are served while there is no front at all. 
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 import sys
@@ -18,12 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredList
-from twisted.internet.error import CannotListenError, ConnectionDone, ConnectionLost
-from twisted.internet.interfaces import IReadDescriptor
+from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.protocol import Factory, ProcessProtocol
 from twisted.logger import Logger
 from twisted.protocols import amp
-from zope.interface import implementer
 
 import securifile
 from securifile.audit.backoff import Backoff
@@ -47,13 +44,10 @@ MISSED_MAX = 5
 """A front that has not answered so many times in a row hangs; it is ended, and another one started."""
 LASTING_S = 60.0
 """A front that has lived for so long was no failure: the next one is started at once."""
+FULL_S = 1.0
+"""For how long a front that has missed a connection is given no other: it would have the fewest, and be given all of them."""
 DRAINED_S = 2.0
 """How much longer than its grace a front may take to stop."""
-
-_NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-_ACCEPT_AGAIN_S = 0.1
-_ACCEPTED_AT_ONCE = 16
-BACKLOG = 511
 
 
 class Fronts:
@@ -129,7 +123,7 @@ class Fronts:
 
     def give(self, descriptor: int) -> bool:
         """Have a front take a connection; False when there is none that can."""
-        ready = sorted((place for place in self._fronts if place.is_ready), key=lambda place: place.load)
+        ready = sorted((place for place in self._fronts if place.is_ready and not place.is_full), key=lambda place: place.load)
         return any(place.give(descriptor) for place in ready)
 
     def renewed(self) -> None:
@@ -239,6 +233,8 @@ class Place:
         self._taking: Taking | None = None
         self._handover: socket.socket | None = None
         self._given = 0
+        self._missed_seen = 0
+        self._full_until = 0.0
         self._begun_at = 0.0
         self._is_ready = False
         self._asked = False
@@ -259,6 +255,15 @@ class Place:
         return self._is_ready and not self._missed and not self._fronts.stopping
 
     @property
+    def is_full(self) -> bool:
+        """Whether it had no room for a connection just now."""
+        now: float = self._fronts.reactor.seconds()
+        missed = self.score.missed
+        if missed != self._missed_seen:
+            self._missed_seen, self._full_until = missed, now + FULL_S
+        return now < self._full_until
+
+    @property
     def connections(self) -> int:
         """How many the front has."""
         return self._given - self.score.ended if self._process is not None else 0
@@ -273,7 +278,7 @@ class Place:
         reactor, fronts = self._fronts.reactor, self._fronts
         self._timer = None
         self._begun_at = reactor.seconds()
-        self._given, self._asked, self._missed = 0, False, 0
+        self._given, self._asked, self._missed, self._missed_seen = 0, False, 0, 0
         self.score.clear()
         control, its_control = pair()
         self._handover, its_handover = pair()
@@ -478,79 +483,3 @@ class _One(Factory):
 
     def buildProtocol(self, addr: Any) -> Any:
         return self._protocol
-
-
-@implementer(IReadDescriptor)
-class Acceptor:
-    """A listening port whose connections go to fronts, or, when there is none to take one, to a factory here."""
-
-    _log = Logger()
-
-    def __init__(self, reactor: Any, interface: str, port: int, give: Callable[[int], bool], factory: Any) -> None:
-        """Listen.
-
-        Raises:
-            CannotListenError: the port is taken, or there is no such address.
-        """
-        self._reactor = reactor
-        self._give = give
-        self._factory = factory
-        family = socket.AF_INET6 if ":" in interface else socket.AF_INET
-        try:
-            both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
-            self._socket = socket.create_server((interface, port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
-        except OSError as error:
-            raise CannotListenError(interface, port, error) from error
-        self._socket.setblocking(False)
-        self._timer: Any = None
-        reactor.addReader(self)
-
-    def fileno(self) -> int:
-        """See `IReadDescriptor`."""
-        return self._socket.fileno()
-
-    def logPrefix(self) -> str:
-        """See `IReadDescriptor`."""
-        return "HTTPS port"
-
-    def doRead(self) -> None:
-        """See `IReadDescriptor`."""
-        for _ in range(_ACCEPTED_AT_ONCE):
-            try:
-                accepted, _address = self._socket.accept()
-            except (BlockingIOError, ConnectionAbortedError, InterruptedError):
-                return
-            except OSError as error:
-                if error.errno not in _NO_DESCRIPTORS:
-                    raise
-                self._log.error("no connection can be accepted now: {error}", error=str(error))
-                self._reactor.removeReader(self)
-                self._timer = self._reactor.callLater(_ACCEPT_AGAIN_S, self._go_on)
-                return
-            with accepted:
-                accepted.setblocking(False)
-                if not self._give(accepted.fileno()):
-                    self._serve(accepted)
-
-    def _serve(self, accepted: socket.socket) -> None:
-        try:
-            self._reactor.adoptStreamConnection(accepted.fileno(), accepted.family, self._factory)
-        except OSError as error:
-            # It was gone before it could be asked for its address.
-            self._log.debug("a connection has gone: {error}", error=str(error))
-
-    def _go_on(self) -> None:
-        self._timer = None
-        self._reactor.addReader(self)
-
-    def connectionLost(self, reason: Any) -> None:
-        """See `IReadDescriptor`."""
-        self.stopListening()
-
-    def stopListening(self) -> None:
-        """Accept nothing any more."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._reactor.removeReader(self)
-        self._socket.close()
