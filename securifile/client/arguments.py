@@ -78,10 +78,9 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = top.add_subparsers(dest="verb", metavar="COMMAND", required=True)
-    _session(_Group(verbs, common))
-    _files(_Group(verbs, common))
-    _rights(_Group(verbs, common))
-    _administration(verbs, common)
+    group = _Group(verbs, common)
+    for add in (_session, _files, _rights, _administration):
+        add(group)
     # Of no cluster: it needs no session, and its options are its own.
     add_simulate(verbs.add_parser("simulate", help="Run a simulated cluster under faults, or forecast what a cluster can promise."))
     return top
@@ -173,9 +172,15 @@ def _rights(group: _Group) -> None:
     usage.add_argument("--files", action="store_true", help="list every file")
 
 
-def _administration(verbs: Any, common: argparse.ArgumentParser) -> None:
-    _Group(verbs, common).verb("status", "The servers: status, storage, last heartbeat.")
-    user = _Group(verbs, common).group("user", "People (for administrators; `password` for everybody).")
+def _administration(top: _Group) -> None:
+    top.verb("status", "The servers: status, storage, last heartbeat.")
+    _people(top.group("user", "People (for administrators; `password` for everybody)."))
+    _nodes(top.group("node", "Servers of the cluster."))
+    _settings(top.group("cluster", "Settings of the cluster."))
+    _catalogue(top.group("admin", "The catalogue as a whole: its backup, and what to do when something of it was lost."))
+
+
+def _people(user: _Group) -> None:
     user.verb("list", "Everybody.")
     add = user.verb("add", "Create a person; without a password option, a password is made and shown once.")
     add.add_argument("name", metavar="NAME")
@@ -201,7 +206,8 @@ def _administration(verbs: Any, common: argparse.ArgumentParser) -> None:
     remove.add_argument("name", metavar="NAME")
     remove.add_argument("--files", action="store_true", help="delete their files too")
 
-    node = _Group(verbs, common).group("node", "Servers of the cluster.")
+
+def _nodes(node: _Group) -> None:
     node.verb("list", "The servers, as `securifile status`.")
     invite = node.verb("invite", "Let a new node join; prints the token for its first start.")
     invite.add_argument("name", metavar="NAME")
@@ -232,12 +238,14 @@ def _administration(verbs: Any, common: argparse.ArgumentParser) -> None:
     replace.add_argument("new", metavar="NEW")
     _dry_run(replace)
 
-    cluster = _Group(verbs, common).group("cluster", "Settings of the cluster.")
+
+def _settings(cluster: _Group) -> None:
     cluster.verb("show", "Every setting.")
     change_settings = cluster.verb("set", "Change settings.")
     change_settings.add_argument("setting", metavar="KEY=VALUE", nargs="+", help="for instance replicas=2 digest=sha256")
 
-    admin = _Group(verbs, common).group("admin", "The catalogue as a whole: its backup, and what to do when something of it was lost.")
+
+def _catalogue(admin: _Group) -> None:
     admin.verb("epoch", "How the catalogue's present epoch is, which nodes have handed in what was lost, and what is left to you.")
     accept = admin.verb("accept-epoch", "Go on without the nodes that have not handed in what the catalogue lost.")
     accept.add_argument("--without", metavar="NODE", action="append", default=[], help="leave aside what this node handed in")

@@ -6,14 +6,14 @@ is said cannot differ from what is done.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 import attrs
 
 from securifile.model.entries import Copy, Version
 from securifile.model.facts import Server
-from securifile.model.repair import Failing, Holding, holding, plan, worth
+from securifile.model.repair import Failing, Holding, Worth, holding, plan, worth
 from securifile.model.servers import Status
 from securifile.model.settings import ClusterSettings
 
@@ -114,57 +114,105 @@ def next_for_file(
     def holding_of(node: str) -> Holding:
         return holding(servers.get(node), settings, now, verifying)
 
-    wanted = settings.copies_wanted
-    here = worth(version, holding_of)
     stuck = [node for node, one in failing.items() if one.is_stuck(settings, now)]
-    planned = plan(version, wanted, holding_of=holding_of, room=room, below=lambda bound: 0, stuck=stuck) or version.copies
     # The real planner draws lots among the nodes that have room, so no new node is named.
-    added = len({copy.node for copy in planned} - {copy.node for copy in version.copies})
-    stays = {copy.node for copy in planned}
-    said: list[str] = []
-    if not here.readable:
-        had = " or ".join(version.holders)
-        said.append(
-            f"no copy can be read now: the content is not to be had until {had} is running again"
-            if had
-            else "no server is known to have the content"
-        )
-    for copy in here.coming:
-        if copy.node in failing:
-            said.append(_failing(copy.node, failing[copy.node], settings, now, moves=copy.node not in stays))
-        elif copy.node in stays:
-            said.append(f"a copy is being made on {copy.node}" if here.readable else f"a copy is made on {copy.node} when one can be read")
-    missing = wanted - len(here.good) - len(here.away) - sum(copy.node not in stuck for copy in here.coming)
-    if added:
-        said.append(f"{_copies(added)} to be made on another node, after those of more endangered files")
-    if missing > added and here.readable:
-        said.append(f"{_copies(missing - added)} missing, and no other running node has room for it")
-    for copy in here.away:
-        server = servers[copy.node]
-        if copy.node in verifying and server.status is Status.DOWN:
-            said.append(f"{copy.node} is being verified, and runs again when every copy there is sound")
-            continue
-        if len(here.good) >= wanted:
-            then = f"; {len(here.good)} of {wanted} copies are good without it"
-        elif here.readable:
-            then = f"; in {span(_grace_left_s(server, settings, now))} its copy is made anew on another node"
+    planned = plan(version, settings.copies_wanted, holding_of=holding_of, room=room, below=lambda bound: 0, stuck=stuck)
+    outlook = _Outlook(
+        version=version,
+        servers=servers,
+        settings=settings,
+        now=now,
+        failing=failing,
+        stuck=stuck,
+        verifying=verifying,
+        here=worth(version, holding_of),
+        planned=planned or version.copies,
+        holding_of=holding_of,
+    )
+    return list(outlook.sentences()) or [f"nothing: {len(outlook.here.good)} of {settings.copies_wanted} copies are good"]
+
+
+@attrs.frozen(kw_only=True)
+class _Outlook:
+    """What is known of the copies of a version, what is planned for them, and the sentences about it."""
+
+    version: Version
+    servers: Mapping[str, Server]
+    settings: ClusterSettings
+    now: float
+    failing: Mapping[str, Failing]
+    stuck: Collection[str]
+    verifying: Collection[str]
+    here: Worth
+    planned: Sequence[Copy]
+    holding_of: Callable[[str], Holding]
+
+    def sentences(self) -> Iterator[str]:
+        """In order of what matters; none when nothing happens."""
+        if not self.here.readable:
+            yield self._unreadable()
+        yield from filter(None, map(self._coming, self.here.coming))
+        yield from self._missing()
+        yield from map(self._away, self.here.away)
+        yield from filter(None, map(self._leaving, self.version.copies))
+        if self.planned[0].node != self.version.origin:
+            yield f"{self.planned[0].node} becomes the origin in place of {self.version.origin}"
+
+    def _stays(self, copy: Copy) -> bool:
+        return any(planned.node == copy.node for planned in self.planned)
+
+    def _unreadable(self) -> str:
+        had = " or ".join(self.version.holders)
+        if had:
+            return f"no copy can be read now: the content is not to be had until {had} is running again"
+        return "no server is known to have the content"
+
+    def _coming(self, copy: Copy) -> str | None:
+        """A copy that is not durable yet."""
+        """A copy that is not durable yet."""
+        node = copy.node
+        if node in self.failing:
+            return _failing(node, self.failing[node], self.settings, self.now, moves=not self._stays(copy))
+        if not self._stays(copy):
+            return None
+        return f"a copy is being made on {node}" if self.here.readable else f"a copy is made on {node} when one can be read"
+
+    def _missing(self) -> Iterator[str]:
+        """Copies that nobody makes yet."""
+        coming = sum(copy.node not in self.stuck for copy in self.here.coming)
+        missing = self.settings.copies_wanted - len(self.here.good) - len(self.here.away) - coming
+        added = len({copy.node for copy in self.planned} - {copy.node for copy in self.version.copies})
+        if added:
+            yield f"{_copies(added)} to be made on another node, after those of more endangered files"
+        if missing > added and self.here.readable:
+            yield f"{_copies(missing - added)} missing, and no other running node has room for it"
+
+    def _away(self, copy: Copy) -> str:
+        """A copy on a node that is waited for."""
+        server, wanted = self.servers[copy.node], self.settings.copies_wanted
+        if copy.node in self.verifying and server.status is Status.DOWN:
+            return f"{copy.node} is being verified, and runs again when every copy there is sound"
+        if len(self.here.good) >= wanted:
+            then = f"; {len(self.here.good)} of {wanted} copies are good without it"
+        elif self.here.readable:
+            then = f"; in {span(_grace_left_s(server, self.settings, self.now))} its copy is made anew on another node"
         else:
             then = ", and waited for"
-        said.append(_state(server, now) + then)
-    for copy in version.copies:
-        kind = holding_of(copy.node)
-        if copy.node not in stays and copy.node in failing and copy in here.coming:
-            continue
-        if copy.node not in stays:
+        return _state(server, self.now) + then
+
+    def _leaving(self, copy: Copy) -> str | None:
+        """A copy that is to go."""
+        node, wanted, kind = copy.node, self.settings.copies_wanted, self.holding_of(copy.node)
+        if not self._stays(copy):
+            if node in self.failing and copy in self.here.coming:
+                return None
             reason = "one more than wanted" if kind is Holding.GOOD and copy.durable else "not needed any more"
-            said.append(f"the copy on {copy.node} is dropped soon: {reason}")
-        elif copy.durable and kind is Holding.LEAVING:
-            said.append(f"the copy on {copy.node} is dropped when {wanted} others are good")
-        elif copy.durable and kind is Holding.LOST:
-            said.append(f"the copy on {copy.node} is forgotten when {wanted} others are good")
-    if planned[0].node != version.origin:
-        said.append(f"{planned[0].node} becomes the origin in place of {version.origin}")
-    return said or [f"nothing: {len(here.good)} of {wanted} copies are good"]
+            return f"the copy on {node} is dropped soon: {reason}"
+        if copy.durable and kind is Holding.LEAVING:
+            return f"the copy on {node} is dropped when {wanted} others are good"
+        if copy.durable and kind is Holding.LOST:
+            return f"the copy on {node} is forgotten when {wanted} others are good"
+        return None
 
 
 @attrs.frozen(kw_only=True)

@@ -28,6 +28,8 @@ TOLD_WITHIN_S = (0.05, 0.05, 3.0)
 """How long it takes at most to say so: usually nothing, sometimes so long that the next process is there."""
 
 Ending = Callable[[], None]
+Fault = tuple[str, Ending]
+"""What it is, for people, and what ends it."""
 
 
 @attrs.frozen(kw_only=True)
@@ -108,7 +110,7 @@ class Storm:
         self._chance = chance
         self._climate = climate
         self._say = say
-        self._endings: dict[int, tuple[str, Ending]] = {}
+        self._endings: dict[int, Fault] = {}
         self._number = 0
         self._kinds = [kind for kind, weight in climate.weights for _ in range(weight)]
 
@@ -147,83 +149,48 @@ class Storm:
 
     # --- kinds ---
 
-    def _make(self, kind: str, target: str | None) -> tuple[str, Ending] | None:
-        cluster, chance = self._cluster, self._chance
-        servers = [*cluster.nodes, *cluster.admins]
-        node = target or chance.pick(cluster.nodes)
-        admin = target or chance.pick(cluster.admins)
-        match kind:
-            case "crash":
-                return self._kill(node, power=False, told=chance.happens(TOLD))
-            case "power":
-                return self._kill(node, power=True)
-            case "power-all":
-                return self._kill_all()
-            case "admin-crash":
-                return self._kill(admin, power=chance.happens(0.3))
-            case "stop":
-                return self._stop(node)
-            case "admin-stop":
-                return self._stop(admin)
-            case "isolate":
-                # From all servers, not from people.
-                return self._cut([(node, other) for other in servers if other != node])
-            case "cut":
-                one, other = chance.shuffled(servers)[:2]
-                return self._cut([(one, other)])
-            case "one-way":
-                some = chance.shuffled(servers)
-                source, targets = some[0], some[1 : 2 + chance.below(len(some) - 1)]
-                if chance.happens(0.5):
-                    return self._block([(source, one) for one in targets])
-                return self._block([(one, source) for one in targets])
-            case "lossy-link":
-                one, other = chance.shuffled(servers)[:2]
-                share = chance.between(0.01, 0.5)
-                cluster.network.lose(one, other, share)
-                return f"{one} {other} {share:.2f}", lambda: cluster.network.lose(one, other, 0.0)
-            case "slow-link":
-                one, other = chance.shuffled(servers)[:2]
-                factor = chance.between(10.0, 1000.0)
-                cluster.network.slow(one, other, factor)
-                return f"{one} {other} {factor:.0f} times", lambda: cluster.network.slow(one, other, 1.0)
-            case "break":
-                one, other = chance.shuffled(servers)[:2]
-                broken = cluster.network.break_one(one, other)
-                return (f"{one} {other}", lambda: None) if broken else None
-            case "slow-disk":
-                factor = chance.between(10.0, 500.0)
-                cluster.machines[node].slowness = factor
-                return f"{node} {factor:.0f} times", lambda: setattr(cluster.machines[node], "slowness", 1.0)
-            case "full-disk":
-                return self._fill(node)
-            case "database-away":
-                cluster.database.available = False
-                return "", lambda: setattr(cluster.database, "available", True)
-            case "lost-answers":
-                cluster.database.lost_answers = chance.between(0.05, 0.5)
-                return f"{cluster.database.lost_answers:.2f}", lambda: setattr(cluster.database, "lost_answers", 0.0)
-            case "rot":
-                return self._rot(node)
-            case "lost-disk":
-                return self._lose_disk(node)
-            case "offline":
-                return self._order(node, lambda begins: cluster.set_offline(node, begins))
-            case "drain":
-                return self._order(node, lambda begins: cluster.drain(node, begins))
-            case "replicas":
-                usual = cluster.settings.replicas
-                other_r = chance.pick([r for r in (usual - 1, usual + 1) if 1 <= r < len(cluster.nodes)] or [usual])
-                return self._order(f"{other_r}", lambda begins: cluster.change_settings(replicas=other_r if begins else usual))
-            case "wall":
-                server = chance.pick(servers)
-                ahead_s = chance.between(-3600.0, 3600.0)
-                cluster.set_wall(server, ahead_s)
-                return f"{server} {ahead_s:+.0f} s", lambda: cluster.set_wall(server, 0.0)
-            case _:
-                raise AssertionError(kind)
+    def _make(self, kind: str, target: str | None) -> Fault | None:
+        node = target or self._chance.pick(self._cluster.nodes)
+        admin = target or self._chance.pick(self._cluster.admins)
+        makers: dict[str, Callable[[], Fault | None]] = {
+            "crash": lambda: self._kill(node, power=False, told=self._chance.happens(TOLD)),
+            "power": lambda: self._kill(node, power=True),
+            "power-all": self._kill_all,
+            "admin-crash": lambda: self._kill(admin, power=self._chance.happens(0.3)),
+            "stop": lambda: self._stop(node),
+            "admin-stop": lambda: self._stop(admin),
+            # From all servers, not from people.
+            "isolate": lambda: self._cut([(node, other) for other in self._servers if other != node]),
+            "cut": lambda: self._cut([self._two()]),
+            "one-way": self._cut_one_way,
+            "lossy-link": self._lose_on_link,
+            "slow-link": self._slow_link,
+            "break": self._break_connections,
+            "slow-disk": lambda: self._slow_disk(node),
+            "full-disk": lambda: self._fill(node),
+            "database-away": self._take_database_away,
+            "lost-answers": self._lose_answers,
+            "rot": lambda: self._rot(node),
+            "lost-disk": lambda: self._lose_disk(node),
+            "offline": lambda: self._order(node, lambda begins: self._cluster.set_offline(node, begins)),
+            "drain": lambda: self._order(node, lambda begins: self._cluster.drain(node, begins)),
+            "replicas": self._change_replicas,
+            "wall": self._set_wall,
+        }
+        return makers[kind]()
 
-    def _kill(self, name: str, *, power: bool, told: bool = False) -> tuple[str, Ending] | None:
+    @property
+    def _servers(self) -> list[str]:
+        return [*self._cluster.nodes, *self._cluster.admins]
+
+    def _two(self) -> tuple[str, str]:
+        """Two servers."""
+        one, other = self._chance.shuffled(self._servers)[:2]
+        return one, other
+
+    # --- processes ---
+
+    def _kill(self, name: str, *, power: bool, told: bool = False) -> Fault | None:
         cluster = self._cluster
         if cluster.machines[name].life is None:
             return None
@@ -235,7 +202,7 @@ class Storm:
             cluster.crash(name)
         return f"{name}{' power' if power else ''}{' told' if told else ''}", lambda: self._start([name])
 
-    def _kill_all(self) -> tuple[str, Ending] | None:
+    def _kill_all(self) -> Fault | None:
         names = [name for name, machine in self._cluster.machines.items() if machine.life is not None]
         for name in names:
             self._cluster.cut_power(name)
@@ -246,7 +213,7 @@ class Storm:
             if self._cluster.machines[name].life is None:
                 self._cluster.start(name)
 
-    def _stop(self, name: str) -> tuple[str, Ending] | None:
+    def _stop(self, name: str) -> Fault | None:
         cluster = self._cluster
         machine = cluster.machines[name]
         life = machine.life
@@ -255,10 +222,12 @@ class Storm:
         cluster.pause(name)
         return name, lambda: cluster.resume(name) if machine.life is life and machine.paused else None
 
-    def _cut(self, pairs: list[tuple[str, str]]) -> tuple[str, Ending]:
+    # --- the network ---
+
+    def _cut(self, pairs: list[tuple[str, str]]) -> Fault:
         return self._block([way for one, other in pairs for way in ((one, other), (other, one))])
 
-    def _block(self, ways: list[tuple[str, str]]) -> tuple[str, Ending]:
+    def _block(self, ways: list[tuple[str, str]]) -> Fault:
         network = self._cluster.network
         # What another fault has cut already is not this one's to heal.
         own = [way for way in ways if not network.is_blocked(*way)]
@@ -271,7 +240,33 @@ class Storm:
 
         return " ".join(f"{source}-{target}" for source, target in own), heal
 
-    def _rot(self, name: str) -> tuple[str, Ending] | None:
+    def _cut_one_way(self) -> Fault:
+        some = self._chance.shuffled(self._servers)
+        source, targets = some[0], some[1 : 2 + self._chance.below(len(some) - 1)]
+        if self._chance.happens(0.5):
+            return self._block([(source, one) for one in targets])
+        return self._block([(one, source) for one in targets])
+
+    def _lose_on_link(self) -> Fault:
+        (one, other), network = self._two(), self._cluster.network
+        share = self._chance.between(0.01, 0.5)
+        network.lose(one, other, share)
+        return f"{one} {other} {share:.2f}", lambda: network.lose(one, other, 0.0)
+
+    def _slow_link(self) -> Fault:
+        (one, other), network = self._two(), self._cluster.network
+        factor = self._chance.between(10.0, 1000.0)
+        network.slow(one, other, factor)
+        return f"{one} {other} {factor:.0f} times", lambda: network.slow(one, other, 1.0)
+
+    def _break_connections(self) -> Fault | None:
+        one, other = self._two()
+        broken = self._cluster.network.break_one(one, other)
+        return (f"{one} {other}", lambda: None) if broken else None
+
+    # --- disks ---
+
+    def _rot(self, name: str) -> Fault | None:
         """One byte of one blob is another one. Never in two copies of the same blob: then nobody could help."""
         if self.lost_disks:
             return None
@@ -286,7 +281,7 @@ class Storm:
         files.rot(path, start + self._chance.below(len(data)))
         return f"{name} {path}", lambda: None
 
-    def _lose_disk(self, name: str) -> tuple[str, Ending] | None:
+    def _lose_disk(self, name: str) -> Fault | None:
         """The machine breaks, and is mended with an empty disk."""
         if self.lost_disks or self.rotten or self._cluster.settings.copies_needed < 2:
             return None
@@ -296,7 +291,47 @@ class Storm:
         self._cluster.lose_disk(name)
         return name, lambda: self._start([name])
 
-    def _order(self, what: str, order: Callable[[bool], Awaitable[bool]]) -> tuple[str, Ending]:
+    def _slow_disk(self, name: str) -> Fault:
+        machine, factor = self._cluster.machines[name], self._chance.between(10.0, 500.0)
+        machine.slowness = factor
+        return f"{name} {factor:.0f} times", lambda: setattr(machine, "slowness", 1.0)
+
+    def _fill(self, name: str) -> Fault:
+        files = self._cluster.machines[name].files
+        taken = max(0, files.room - self._chance.below(20_000))
+        files.room -= taken
+
+        def empty() -> None:
+            files.room += taken
+
+        return name, empty
+
+    # --- the database, and clocks ---
+
+    def _take_database_away(self) -> Fault:
+        database = self._cluster.database
+        database.available = False
+        return "", lambda: setattr(database, "available", True)
+
+    def _lose_answers(self) -> Fault:
+        database = self._cluster.database
+        database.lost_answers = self._chance.between(0.05, 0.5)
+        return f"{database.lost_answers:.2f}", lambda: setattr(database, "lost_answers", 0.0)
+
+    def _set_wall(self) -> Fault:
+        server = self._chance.pick(self._servers)
+        ahead_s = self._chance.between(-3600.0, 3600.0)
+        self._cluster.set_wall(server, ahead_s)
+        return f"{server} {ahead_s:+.0f} s", lambda: self._cluster.set_wall(server, 0.0)
+
+    # --- operators ---
+
+    def _change_replicas(self) -> Fault:
+        usual, nodes = self._cluster.settings.replicas, len(self._cluster.nodes)
+        other = self._chance.pick([r for r in (usual - 1, usual + 1) if 1 <= r < nodes] or [usual])
+        return self._order(f"{other}", lambda begins: self._cluster.change_settings(replicas=other if begins else usual))
+
+    def _order(self, what: str, order: Callable[[bool], Awaitable[bool]]) -> Fault:
         """What an operator orders, and takes back: one after the other, however long each takes."""
 
         async def obey(begins: bool, before: Deferred[None] | None) -> None:
@@ -312,16 +347,6 @@ class Storm:
             Deferred.fromCoroutine(obey(False, begun)).chainDeferred(ended)
 
         return what, end
-
-    def _fill(self, name: str) -> tuple[str, Ending]:
-        files = self._cluster.machines[name].files
-        taken = max(0, files.room - self._chance.below(20_000))
-        files.room -= taken
-
-        def empty() -> None:
-            files.room += taken
-
-        return name, empty
 
     # --- who reaches whom ---
 
