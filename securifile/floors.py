@@ -42,6 +42,7 @@ FLOORS: dict[str, int] = {
     "securifile.process": HANDS,
     "securifile.workers": HANDS,
     "securifile.batches": HANDS,
+    "securifile.memory": HANDS,
     "securifile.world": HANDS,
     # model: everything in it is pure; the words are those that other words are made of.
     "securifile.floors": WORDS,

@@ -67,30 +67,40 @@ class ThreadWorker:
         if not self._stopped:
             self._under_way += 1
             if self._under_way > len(self._threads) and len(self._threads) < self._threads_max:
-                thread = threading.Thread(target=self._run, name=f"{self._name}-{len(self._threads)}")
+                thread = threading.Thread(target=self._run, args=(self._jobs,), name=f"{self._name}-{len(self._threads)}")
                 self._threads.append(thread)
                 thread.start()
             self._jobs.put((result, work, arguments))
         return result
 
+    def rest(self) -> None:
+        """Let the threads go, with the memory that each has, unless one of them is needed. Others are begun when there is work."""
+        if not self._under_way:
+            # Nobody waits for them: on a machine that is busy with other things they may take a while.
+            self._let_go()
+            self._jobs = SimpleQueue()
+
     def stop(self) -> None:
         """Return when all that was asked is done. Its answers come while the reactor goes on. Harmless twice."""
         self._stopped = True
-        for _ in self._threads:
-            self._jobs.put(None)
-        for thread in self._threads:
+        for thread in self._let_go():
             thread.join()
-        self._threads = []
 
-    def _run(self) -> None:
+    def _let_go(self) -> list[threading.Thread]:
+        threads, self._threads = self._threads, []
+        for _ in threads:
+            self._jobs.put(None)
+        return threads
+
+    def _run(self, jobs: SimpleQueue[_Job | None]) -> None:
         """In a thread."""
         _stand_back()
-        while self._do_next():
+        while self._do_next(jobs):
             pass
 
-    def _do_next(self) -> bool:
+    def _do_next(self, jobs: SimpleQueue[_Job | None]) -> bool:
         # A function of its own, so that between two jobs nothing of the last one is held.
-        job = self._jobs.get()
+        job = jobs.get()
         if job is None:
             return False
         result, work, arguments = job

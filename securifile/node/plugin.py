@@ -11,6 +11,7 @@ from twisted.python import usage
 from securifile.audit import site
 from securifile.audit.console import readable_console
 from securifile.certificates.join import JoinToken
+from securifile.memory import keep_large_apart
 from securifile.node.blobs import RESERVE_BYTES
 from securifile.node.enrolment import MEMBERSHIP
 from securifile.node.service import NodeOptions, NodeService
@@ -92,6 +93,7 @@ def makeService(options: Any) -> IService:
     """Compose the node; nothing is opened before it starts."""
     from twisted.internet import reactor
 
+    keep_large_apart()
     run_on_monotonic_time(reactor)
     service: IService = NodeService(
         reactor,

@@ -32,6 +32,7 @@ from securifile.http.channel import HttpFactory, http_factory
 from securifile.http.https import HttpsCertificate, https_factory
 from securifile.http.limits import HttpLimits
 from securifile.http.shared_api import SharedApi
+from securifile.memory import give_back_at_rest
 from securifile.model.errors import OutcomeUnknown, Refusal
 from securifile.model.facts import Server, ServerGone
 from securifile.model.servers import HostPort, ServerKind, Status
@@ -166,6 +167,7 @@ class NodeService(Service):
 
         await self._run(me, identity, blobs, index, spool)
         settle()
+        self._undo.append(give_back_at_rest(self._reactor, time.process_time, worker.rest).stop)
         say_ready(folder, name=membership.name, url=url, protocol_address=str(address))
         self._log.info("node {name} is ready at {url}", name=membership.name, url=url)
 

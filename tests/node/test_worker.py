@@ -103,6 +103,21 @@ async def test_stopping_waits_for_what_was_asked(one: ThreadWorker) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_threads_go_at_rest_and_come_back(one: ThreadWorker) -> None:
+    """Threads that have nothing to do end when told to rest, one that is busy does not, and what is asked afterwards is done."""
+    go = threading.Event()
+    waiting = one.do(go.wait, 10)
+    one.rest()
+    go.set()
+    assert await waiting
+    thread = await one.do(threading.current_thread)
+    one.rest()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert (await one.do(threading.current_thread)).is_alive()
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_thread_holds_nothing_between_two_jobs(one: ThreadWorker) -> None:
     """What a job was given and what it answered can go once the answer was heard: a thread may idle for hours."""
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from securifile.local.cluster import LocalCluster
-from securifile.local.processes import ServerProcess
-from tests.processes.actions import MIB, blocks, files, noise, put
+from securifile.local.processes import ServerProcess, eventually
+from tests.processes.actions import MIB, blocks, files, get, noise, put
 
 SIZE = int(os.environ.get("SECURIFILE_BIG_MIB", "2048")) * MIB
 GROWTH_MAX = 32 * MIB
+RESIDENT_MAX = 80 * MIB
+"""Of a node's process during one transfer."""
+AT_ONCE = 16
 
 
 def forget_peak(server: ServerProcess) -> None:
@@ -49,3 +53,33 @@ def test_a_big_file_needs_no_more_memory_than_a_small_one(cluster_of: Callable[.
     growth = {name: server.resident_bytes("VmHWM") - before[name] for name, server in cluster.nodes.items()}
     print({name: f"{bytes_ / MIB:.1f} MiB" for name, bytes_ in growth.items()})
     assert max(growth.values()) < GROWTH_MAX, growth
+
+
+@pytest.mark.timeout(300)
+def test_what_much_work_has_taken_is_given_back(cluster_of: Callable[..., LocalCluster]) -> None:
+    """After 16 uploads and 16 downloads at once a node comes to rest, and then one transfer finds it with at most 80 MiB all the time."""
+    cluster = cluster_of(nodes=3, replicas=2)
+    data = noise(16 * MIB)
+    node = cluster.nodes["node1"]
+    resident_max = RESIDENT_MAX * (1 + len(node.fronts))
+
+    def upload(name: str) -> None:
+        put(cluster.http("node1", "alice", timeout_s=120), f"alice/{name}", data).must(201)
+
+    def download(name: str) -> None:
+        assert get(cluster.http("node1", "alice", timeout_s=120), f"alice/{name}").must(200).body == data
+
+    first, second = ([f"{which}-{number}" for number in range(AT_ONCE)] for which in ("first", "second"))
+    with ThreadPoolExecutor(2 * AT_ONCE) as people:
+        list(people.map(upload, first))
+        both = [*(people.submit(upload, name) for name in second), *(people.submit(download, name) for name in first)]
+        for one in both:
+            one.result()
+    taken = node.resident_bytes("VmHWM")
+    eventually(lambda: node.resident_bytes() < resident_max - 4 * MIB, 30, "node1 has given back what it had taken")
+    forget_peak(node)
+    length = 256 * MIB
+    cluster.http("node1", "alice", timeout_s=120).request("PUT", files("alice/large"), blocks(length), length=length).must(201)
+    cluster.http("node1", "alice", timeout_s=60).request("GET", files("alice/large"), into=len).must(200)
+    print(f"{taken / MIB:.1f} MiB were taken, then it was {node.resident_bytes('VmHWM') / MIB:.1f}")
+    assert node.resident_bytes("VmHWM") <= resident_max

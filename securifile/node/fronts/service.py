@@ -31,6 +31,7 @@ from securifile.http.identity import BasicCache
 from securifile.http.limits import HttpLimits
 from securifile.http.lookup import Lookup
 from securifile.http.sources import Sources
+from securifile.memory import give_back_at_rest, keep_large_apart
 from securifile.model.errors import PeerUnreachable
 from securifile.model.servers import HostPort, ServerKind
 from securifile.node.blobs import DiskBlobs
@@ -88,7 +89,7 @@ class Front:
         self._score = self._board.fronts[options.number]
         self._control: Any = _Control(self)
         self._audit = FrontAudit(reactor, self._board, lambda records: self._control.callRemote(c.Records, records=records))
-        worker = ThreadWorker(reactor, WORKERS, "front")
+        worker = self._worker = ThreadWorker(reactor, WORKERS, "front")
         reactor.addSystemEventTrigger("during", "shutdown", worker.stop)
         membership = Membership.load(options.data)
         self._blobs = DiskBlobs(directory=str(options.data), worker=worker, clock=reactor)
@@ -125,6 +126,7 @@ class Front:
         self._reactor.adoptStreamConnection(control.fileno(), socket.AF_UNIX, _One(self._control))
         control.close()
         settle()
+        give_back_at_rest(self._reactor, time.process_time, self._worker.rest)
         self._control.callRemote(c.Ready)
 
     def renewed(self) -> None:
@@ -277,6 +279,7 @@ def run(arguments: list[str]) -> None:
 
     reactor: Any = global_reactor
     globalLogBeginner.beginLoggingTo([readable_observer(sys.stdout)])
+    keep_large_apart()
     run_on_monotonic_time(reactor)
     front = Front(reactor, options)
     front.start()
