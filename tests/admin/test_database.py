@@ -20,7 +20,8 @@ from twisted.internet.endpoints import UNIXClientEndpoint, UNIXServerEndpoint, c
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
 
-from securifile.admin.database import Limits, PostgresDatabase, addressed, single_hosts
+from securifile.admin.connection_strings import Limits, addressed, single_hosts
+from securifile.admin.database import PostgresDatabase
 from securifile.admin.postgres import EmbeddedPostgres
 from securifile.model.errors import DatabaseUnavailable, OutcomeUnknown, StatementFailed
 from tests.databases import embedded
