@@ -9,7 +9,7 @@ from zope.interface import implementer
 
 from securifile.model.errors import StreamBroken
 from securifile.model.interfaces import IByteSource
-from securifile.protocol.openssl import READ_BYTES_MAX
+from securifile.protocol.openssl import PIECE_BYTES_MAX
 from securifile.protocol.tls_layer import Lane
 
 LANE_BYTES_MIN = 512 * 1024
@@ -39,7 +39,7 @@ class BodyLane:
         Raises:
             StreamBroken: the connection was taken back, or is gone.
         """
-        piece = self._lane.receive(min(self._missing, READ_BYTES_MAX, bytes_max))
+        piece = self._lane.receive(min(self._missing, PIECE_BYTES_MAX, bytes_max))
         self._missing -= len(piece)
         return piece
 

@@ -7,7 +7,8 @@ arrives ends the burst, and is for the reactor's thread.
 from __future__ import annotations
 
 from securifile.protocol.connection import Event
-from securifile.protocol.openssl import READ_BYTES_MAX
+from securifile.protocol.frames import DATA_BYTES_MAX
+from securifile.protocol.openssl import PIECE_BYTES_MAX
 from securifile.protocol.tls_layer import Lane
 from securifile.protocol.wire import Wire
 
@@ -35,7 +36,7 @@ class IncomingLane:
         while not self._events:
             in_data = connection.data_missing
             # A sender that has begun a burst goes on with it; how long it is until its next one nobody knows.
-            piece = self._lane.receive(min(connection.wanted_bytes, READ_BYTES_MAX, bytes_max), patient=self.received > 0)
+            piece = self._lane.receive(min(connection.wanted_bytes, PIECE_BYTES_MAX, bytes_max), patient=self.received > 0)
             if not piece:
                 break
             with self._lane.turn:
@@ -67,7 +68,7 @@ class OutgoingLane:
         """Bytes of the stream that it took."""
 
     def take(self, piece: bytes | memoryview) -> bool:
-        """Send a piece as a frame; whether more is welcome now. Never waits.
+        """Send a piece in frames; whether more is welcome now. Never waits.
 
         Raises:
             StreamBroken: the connection was taken back, or is gone; nothing of the piece was sent.
@@ -75,7 +76,10 @@ class OutgoingLane:
         with self._lane.turn:
             self._lane.check_open()
             self.taken += len(piece)
-            return self._lane.take(self._wire.connection.data_header(len(piece)), piece)
+            for start in range(0, len(piece), DATA_BYTES_MAX):
+                part = piece if len(piece) <= DATA_BYTES_MAX else piece[start : start + DATA_BYTES_MAX]
+                wants_more = self._lane.take(self._wire.connection.data_header(len(part)), part)
+            return wants_more
 
     def take_patiently(self, piece: bytes | memoryview) -> bool:
         """As `take`, having waited a moment for room for more if need be."""

@@ -428,7 +428,7 @@ class Lane:
                 return False
 
     def receive(self, count: int, *, patient: bool = False) -> memoryview:
-        """What the other end says next, `count` bytes (at most `READ_BYTES_MAX`) or, when it makes a pause, fewer. With none the burst
+        """What the other end says next, `count` bytes (at most `PIECE_BYTES_MAX`) or, when it makes a pause, fewer. With none the burst
         is over. The memory is the thread's, and used again for what it receives next.
 
         Args:

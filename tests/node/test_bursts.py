@@ -31,8 +31,10 @@ from securifile.node.fanout import Fanout
 from securifile.node.peer_blobs import PeerBlobs
 from securifile.protocol.bulk import BulkPool
 from securifile.protocol.connection import FEATURES, VOUCHED, Connection, Purpose, Side
+from securifile.protocol.frames import DATA_BYTES_MAX
 from securifile.protocol.lanes import IncomingLane
 from securifile.protocol.messages import BlobSent, StoreBlob
+from securifile.protocol.openssl import PIECE_BYTES_MAX
 from securifile.protocol.sniff import tls_only
 from securifile.protocol.tls import CurrentCredentials, identify, tls_connector, tls_factory, uri_of
 from securifile.protocol.tls_layer import WAIT_MS, Lane
@@ -181,6 +183,8 @@ class Body:
 
     rest: bytes
     poured: int = 0
+    piece: int = PIECE
+    """What it gives at once."""
 
     def read(self) -> Deferred[bytes]:
         data, self.rest = self.rest[:1000], self.rest[1000:]
@@ -190,7 +194,7 @@ class Body:
         return self if self.rest else None
 
     def receive(self, bytes_max: int) -> memoryview:
-        count = min(PIECE, bytes_max)
+        count = min(self.piece, bytes_max)
         data, self.rest = self.rest[:count], self.rest[count:]
         self.poured += len(data)
         return memoryview(data)
@@ -383,12 +387,15 @@ async def upload(body: Body, to: Replica, origin: DiskBlobs) -> bool:
     return copy.durable
 
 
+@pytest.mark.parametrize("piece", [DATA_BYTES_MAX, DATA_BYTES_MAX + 1, PIECE_BYTES_MAX])
 @pytest_twisted.ensureDeferred
-async def test_an_upload_through_threads_reaches_the_replica(tmp_path: Path, worker: ThreadWorker) -> None:
-    """By TLS: nearly all is sent by a thread and taken by one, both copies are whole, and the connection is used again."""
+async def test_an_upload_through_threads_reaches_the_replica(tmp_path: Path, worker: ThreadWorker, piece: int) -> None:
+    """By TLS: nearly all is sent by a thread and taken by one, whether a piece fits into a frame or not; both copies are whole, and the
+    connection is used again.
+    """
     async with replica(tmp_path, worker) as n1:
         origin = await store_in(tmp_path / "origin", worker)
-        body = Body(rest=WHOLE)
+        body = Body(rest=WHOLE, piece=piece)
         assert await upload(body, n1, origin)
         assert body.poured > 0.9 * len(WHOLE)
         assert await n1.digest() == hashlib.sha256(WHOLE).digest() == (await origin.sidecar(A)).digest
