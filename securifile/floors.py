@@ -91,6 +91,7 @@ FLOORS: dict[str, int] = {
     "securifile.client.status": DECISIONS,
     "securifile.client.wire": DECISIONS,
     # the rooms where work is done by hand
+    "securifile.admin.addresses": DECISIONS,
     "securifile.admin.*": HANDS,
     "securifile.client.*": HANDS,
     "securifile.node.pack_format": DECISIONS,

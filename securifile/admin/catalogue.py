@@ -18,6 +18,7 @@ from securifile.admin.files import Files
 from securifile.admin.ledger import CatalogueGone, Entered, Ledger, WhenEmpty
 from securifile.admin.members import Members
 from securifile.admin.migrations import Migration, migrate
+from securifile.admin.observations import Observations
 from securifile.admin.people import People
 from securifile.admin.schema import FIRST, SECOND
 from securifile.audit.keeping import ReceivedRecord
@@ -90,6 +91,7 @@ class Catalogue:
         self.people = People(self.ledger, wall=wall, random=random, worker=worker, hasher=hasher)
         self.checks = Checks(database, wall)
         self.members = Members(self.ledger, wall=wall, random=random)
+        self.observations = Observations(database, wall=wall)
         self.roster = Roster()
         self.ledger.listen(self._learn)
 

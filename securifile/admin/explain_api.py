@@ -111,7 +111,7 @@ class ExplainApi:
 
     async def _observers(self, subject: str) -> list[dict[str, Any]]:
         """What each observer holds a node for; since when, if that is written down yet."""
-        written = await self._backend.asking(self._catalogue.members.observers_of(subject))
+        written = await self._backend.asking(self._catalogue.observations.observers_of(subject))
         kept = {observer: (status, since) for observer, status, since in written}
         live = self._watch.holds(subject) if subject in self._catalogue.roster.servers else {}
         now = {**{observer: status for observer, (status, _) in kept.items()}, **live}

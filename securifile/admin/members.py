@@ -1,4 +1,4 @@
-"""Servers in the catalogue: who is a member, what each is held for, and what is measured of it."""
+"""Servers in the catalogue: who is a member, and what each is held for."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 from twisted.internet.defer import Deferred
 
+from securifile.admin.addresses import check_addresses, check_hosts, check_own
 from securifile.admin.duties import May, anybody
 from securifile.admin.ledger import Decision, Entered, Ledger, Needs
 from securifile.http.identity import new_token
@@ -16,7 +17,7 @@ from securifile.model.errors import Code, Refusal
 from securifile.model.facts import Fact, Server, ServerGone, Settings
 from securifile.model.ids import Position
 from securifile.model.matrix import summarise
-from securifile.model.servers import ServerKind, Status, check_address, check_host, check_server_name, check_url, is_loopback
+from securifile.model.servers import ServerKind, Status, check_server_name
 from securifile.model.settings import ClusterSettings
 from securifile.sql import directory
 
@@ -25,17 +26,6 @@ PAGE = 20_000
 
 INVITE_S = 24 * 3600.0
 """An invitation is carried to the new machine within a day, or made anew."""
-
-
-@attrs.frozen(kw_only=True)
-class Seen:
-    """What the last heartbeat of a server told."""
-
-    at: float
-    """Wall clock of the admin server."""
-    position: Position
-    used_bytes: int
-    available_bytes: int
 
 
 @attrs.frozen(kw_only=True)
@@ -318,174 +308,6 @@ class Members:
         """How many copies a node is to hold, and how many of those that it has are the only one on a running node."""
         found: tuple[int, int] = await self._ledger.database.read(lambda sql: _copies_on(sql, name))
         return found
-
-    async def keep_matrix(self, opinions: Mapping[tuple[str, str], Status]) -> None:
-        """Write down who holds whom for what, and since when."""
-        now = self._wall()
-
-        async def write(sql: Any) -> None:
-            for (observer, subject), status in sorted(opinions.items()):
-                await sql.execute(
-                    "INSERT INTO judgements (observer, subject, status, since) VALUES (:observer, :subject, :status, :now)"
-                    " ON CONFLICT (observer, subject) DO UPDATE SET since = CASE WHEN judgements.status = excluded.status"
-                    " THEN judgements.since ELSE excluded.since END, status = excluded.status",
-                    {"observer": observer, "subject": subject, "status": status.value, "now": now},
-                )
-
-        await self._ledger.database.transact("keep the matrix", write)
-
-    async def observers_of(self, name: str) -> list[tuple[str, Status, float]]:
-        """(observer, status, since) for each server that judges `name`."""
-
-        async def ask(sql: Any) -> list[tuple[str, Status, float]]:
-            rows = await sql.query("SELECT observer, status, since FROM judgements WHERE subject = :name ORDER BY observer", {"name": name})
-            return [(row[0], Status(row[1]), row[2]) for row in rows]
-
-        found: list[tuple[str, Status, float]] = await self._ledger.database.read(ask)
-        return found
-
-    # --- measurements ---
-
-    async def keep_heartbeats(self, seen: Mapping[str, Seen], *, sample: bool) -> None:
-        """Write down the last heartbeats, and with `sample` a point of each server's storage series."""
-
-        async def write(sql: Any) -> None:
-            for name, one in sorted(seen.items()):
-                row = {
-                    "server": name,
-                    "at": one.at,
-                    "epoch": one.position.epoch,
-                    "revision": one.position.revision,
-                    "used": one.used_bytes,
-                    "available": one.available_bytes,
-                }
-                await sql.execute(
-                    "INSERT INTO heartbeats (server, at, epoch, revision, used_bytes, available_bytes)"
-                    " VALUES (:server, :at, :epoch, :revision, :used, :available) ON CONFLICT (server) DO UPDATE SET at = excluded.at,"
-                    " epoch = excluded.epoch, revision = excluded.revision, used_bytes = excluded.used_bytes,"
-                    " available_bytes = excluded.available_bytes WHERE excluded.at >= heartbeats.at",
-                    row,
-                )
-                if sample:
-                    await sql.execute(
-                        "INSERT INTO storage_samples (server, at, used_bytes, available_bytes)"
-                        " VALUES (:server, :at, :used, :available) ON CONFLICT (server, at) DO NOTHING",
-                        {key: row[key] for key in ("server", "at", "used", "available")},
-                    )
-
-        await self._ledger.database.transact("keep heartbeats", write)
-
-    async def keep_own_heartbeat(self, name: str, at: float, position: Position) -> None:
-        """Write down that this admin server is there; whatever its clock showed before."""
-
-        async def write(sql: Any) -> None:
-            await sql.execute(
-                "INSERT INTO heartbeats (server, at, epoch, revision, used_bytes, available_bytes)"
-                " VALUES (:server, :at, :epoch, :revision, 0, 0) ON CONFLICT (server) DO UPDATE SET at = excluded.at,"
-                " epoch = excluded.epoch, revision = excluded.revision",
-                {"server": name, "at": at, "epoch": position.epoch, "revision": position.revision},
-            )
-
-        await self._ledger.database.transact("keep own heartbeat", write)
-
-    async def last_heartbeats(self) -> dict[str, Seen]:
-        """What was last written down of each server."""
-
-        async def ask(sql: Any) -> dict[str, Seen]:
-            rows = await sql.query("SELECT server, at, epoch, revision, used_bytes, available_bytes FROM heartbeats")
-            return {row[0]: Seen(at=row[1], position=Position(row[2], row[3]), used_bytes=row[4], available_bytes=row[5]) for row in rows}
-
-        found: dict[str, Seen] = await self._ledger.database.read(ask)
-        return found
-
-    async def storage(self, name: str, since: float, until: float, points: int) -> Sequence[tuple[float, int, int]]:
-        """At most `points` samples (time, used, available) of a server's storage, evenly spread over [since, until)."""
-        width = max((until - since) / points, 1e-6)
-
-        async def ask(sql: Any) -> Sequence[tuple[float, int, int]]:
-            rows = await sql.query(
-                "SELECT max(at), max(used_bytes), min(available_bytes) FROM storage_samples"
-                " WHERE server = :name AND at >= :since AND at < :until"
-                " GROUP BY CAST((at - :since) / :width AS BIGINT) ORDER BY 1",
-                {"name": name, "since": since, "until": until, "width": width},
-            )
-            return [(row[0], row[1], row[2]) for row in rows]
-
-        found: Sequence[tuple[float, int, int]] = await self._ledger.database.read(ask)
-        return found
-
-
-def check_addresses(node: Server, members: Iterable[Server]) -> None:
-    """Refuse addresses that nobody could connect to: every server of the cluster will try.
-
-    Raises:
-        Refusal: BAD_REQUEST, also when the node has TLS and the admin servers have not, or the other way round.
-    """
-    try:
-        scheme, _ = check_url(node.url)
-        check_address(node.protocol_address)
-    except ValueError as error:
-        raise Refusal(Code.BAD_REQUEST, f"{node.name} cannot be reached like this: {error}.") from error
-    schemes = {admin.url.partition("://")[0] for admin in members if admin.kind is ServerKind.ADMIN}
-    if schemes and scheme not in schemes:
-        raise Refusal(
-            Code.BAD_REQUEST, "Either the admin server or the node runs with --no-tls, and the other does not. Start both the same way."
-        )
-
-
-def check_own(node: Server, members: Iterable[Server]) -> None:
-    """Refuse addresses that are not the node's own: everybody would be sent there for its files.
-
-    A running node's and an admin server's addresses are theirs. A loopback address leads each server to itself; it is good only where all
-    servers are on one machine, which is where the admin servers have such addresses, too.
-
-    Raises:
-        Refusal: BAD_REQUEST.
-    """
-    others = [other for other in members if other.name != node.name]
-    for host in sorted(_hosts_of(node)):
-        far = [other.name for other in others if other.kind is ServerKind.ADMIN and not any(map(is_loopback, _hosts_of(other)))]
-        if is_loopback(host) and far:
-            raise Refusal(
-                Code.BAD_REQUEST,
-                f"{host} is every machine's own address, and {far[0]} is on another one: start {node.name} with --public and the name or"
-                " address under which the other servers reach it.",
-            )
-    for other in others:
-        taken = _addresses_of(node) & _addresses_of(other)
-        if taken and (other.kind is ServerKind.ADMIN or other.status is Status.RUNNING):
-            raise Refusal(Code.BAD_REQUEST, f"{min(taken)} is {other.name}; it cannot be an address of {node.name}.")
-
-
-def _addresses_of(server: Server) -> set[str]:
-    """Each as `host:port`."""
-    told = (server.url.partition("://")[2].partition("/")[0], server.protocol_address, server.syslog_address)
-    return {address.lower() for address in told if address}
-
-
-def check_hosts(node: Server, hosts: Iterable[str], members: Iterable[Server]) -> None:
-    """Refuse names in a node's certificate by which another server is known: people would take the node for that one.
-
-    Two servers on one machine have the same host; so a node may have in its certificate what it is itself reached by.
-
-    Raises:
-        Refusal: BAD_REQUEST.
-    """
-    own = _hosts_of(node)
-    for host in hosts:
-        try:
-            check_host(host)
-        except ValueError as error:
-            raise Refusal(Code.BAD_REQUEST, f"The certificate cannot be made: {error}.") from error
-        if is_loopback(host) or host.lower() in own:
-            continue
-        for other in members:
-            if other.name != node.name and host.lower() in {other.name, *_hosts_of(other)}:
-                raise Refusal(Code.BAD_REQUEST, f"{host} is {other.name}; it cannot be in the certificate of {node.name}.")
-
-
-def _hosts_of(server: Server) -> set[str]:
-    return {text.rpartition(":")[0].strip("[]").lower() for text in (server.url.partition("://")[2], server.protocol_address)}
 
 
 def absent(servers: Iterable[Server], boots: Mapping[str, str]) -> frozenset[str]:

@@ -8,10 +8,11 @@ from typing import Any, get_type_hints
 import attrs
 from klein import Klein
 
+from securifile.admin.addresses import check_addresses, check_hosts, check_own
 from securifile.admin.backend import AdminBackend, NodeHandlers
 from securifile.admin.catalogue import Catalogue
 from securifile.admin.checks import Soundness
-from securifile.admin.members import Seen, check_addresses, check_hosts, check_own
+from securifile.admin.observations import Seen
 from securifile.admin.requests import administrator, name_in
 from securifile.admin.watch import ADMIN_SILENT_S, Watch
 from securifile.certificates.authority import Authority
@@ -76,7 +77,7 @@ class ServersApi:
     # --- looking ---
 
     async def _list(self, request: Request, access: Access) -> Answer:
-        written = await self._members.last_heartbeats()
+        written = await self._catalogue.observations.last_heartbeats()
         roster = self._catalogue.roster
         sound = await self._catalogue.checks.of_nodes()
         servers = [self._server_json(server, written, sound) for _, server in sorted(roster.servers.items())]
@@ -154,8 +155,8 @@ class ServersApi:
 
     async def _show(self, request: Request, access: Access) -> Answer:
         server = self._server(name_in(request))
-        observers = await self._members.observers_of(server.name)
-        value = self._server_json(server, await self._members.last_heartbeats(), await self._catalogue.checks.of_nodes())
+        observers = await self._catalogue.observations.observers_of(server.name)
+        value = self._server_json(server, await self._catalogue.observations.last_heartbeats(), await self._catalogue.checks.of_nodes())
         value["observers"] = [
             {"observer": observer, "status": status.value, "since": time_text(since)} for observer, status, since in observers
         ]
@@ -171,7 +172,7 @@ class ServersApi:
             raise Refusal(Code.BAD_REQUEST, f"points is a number from 1 to {STORAGE_POINTS_MAX}.")
         if until <= since:
             raise Refusal(Code.BAD_REQUEST, "since must be before until.")
-        samples = await self._members.storage(server.name, since, until, int(text))
+        samples = await self._catalogue.observations.storage(server.name, since, until, int(text))
         shown = [{"at": time_text(at), "used_bytes": used, "available_bytes": available} for at, used, available in samples]
         return Answer(status=200, value={"server": server.name, "samples": shown})
 

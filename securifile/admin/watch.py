@@ -18,7 +18,8 @@ from securifile.admin.catalogue import Catalogue
 from securifile.admin.duties import Duty
 from securifile.admin.failing import FailingCopies
 from securifile.admin.ledger import Entered
-from securifile.admin.members import Seen, StatusChange, absent
+from securifile.admin.members import StatusChange, absent
+from securifile.admin.observations import Seen
 from securifile.admin.peers import Peers
 from securifile.admin.rejoin import Rejoins
 from securifile.model.errors import Code, DatabaseUnavailable, OutcomeUnknown, Refusal, SpoolFull
@@ -425,17 +426,17 @@ class Watch:
         matrix = {**self.opinions, **{(self._name, subject): status for subject, status in self.heartbeats.judgements.items()}}
         changed = {pair: status for pair, status in matrix.items() if self._matrix_kept.get(pair) is not status}
         if changed:
-            await self._catalogue.members.keep_matrix(changed)
+            await self._catalogue.observations.keep_matrix(changed)
             self._matrix_kept.update(changed)
         now = self._clock.seconds()
-        await self._catalogue.members.keep_own_heartbeat(self._name, self._wall(), self._catalogue.ledger.position)
-        for name, one in (await self._catalogue.members.last_heartbeats()).items():
+        await self._catalogue.observations.keep_own_heartbeat(self._name, self._wall(), self._catalogue.ledger.position)
+        for name, one in (await self._catalogue.observations.last_heartbeats()).items():
             server = self._catalogue.roster.servers.get(name)
             if server is not None and server.kind is ServerKind.ADMIN and self._admins.get(name, (None, 0.0))[0] != one.at:
                 self._admins[name] = one.at, now
         if self._seen:
             sample = self._duty.is_ours and (self._sampled_at is None or now - self._sampled_at >= SAMPLE_S)
-            await self._catalogue.members.keep_heartbeats(self._seen, sample=sample)
+            await self._catalogue.observations.keep_heartbeats(self._seen, sample=sample)
             if sample:
                 self._sampled_at = now
 

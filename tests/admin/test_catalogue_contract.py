@@ -13,7 +13,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred, DeferredList, gatherResults
 from twisted.internet.task import deferLater
 
-from securifile.admin.members import Seen
+from securifile.admin.observations import Seen
 from securifile.admin.people import FAILURES_MAX, FAILURES_WINDOW_S, VERIFYING_MAX, WAITING_PER_PEER_MAX, NewPerson
 from securifile.audit.keeping import ReceivedRecord
 from securifile.model.entries import Copy
@@ -960,29 +960,29 @@ async def test_what_is_told_of_many_copies_at_the_same_time_is_noted_of_each(wor
 @pytest_twisted.ensureDeferred
 async def test_who_observes_what_since_when(world: World) -> None:
     """The matrix keeps the time of the last change of each opinion."""
-    members = world.catalogue.members
+    observations = world.catalogue.observations
     began = world.now
-    await members.keep_matrix({("n1", "n2"): Status.RUNNING, ("n3", "n2"): Status.DOWN})
+    await observations.keep_matrix({("n1", "n2"): Status.RUNNING, ("n3", "n2"): Status.DOWN})
     world.now += 10
-    await members.keep_matrix({("n1", "n2"): Status.RUNNING, ("n3", "n2"): Status.RUNNING})
-    assert await members.observers_of("n2") == [("n1", Status.RUNNING, began), ("n3", Status.RUNNING, began + 10)]
+    await observations.keep_matrix({("n1", "n2"): Status.RUNNING, ("n3", "n2"): Status.RUNNING})
+    assert await observations.observers_of("n2") == [("n1", Status.RUNNING, began), ("n3", Status.RUNNING, began + 10)]
 
 
 @pytest_twisted.ensureDeferred
 async def test_storage_over_time(world: World) -> None:
     """Samples are kept and given back thinned out to the number of points asked for."""
-    members = world.catalogue.members
+    observations = world.catalogue.observations
     start = world.now
     for minute in range(60):
         seen = Seen(at=start + 60 * minute, position=Position(1, minute), used_bytes=minute, available_bytes=1000 - minute)
-        await members.keep_heartbeats({"n1": seen}, sample=True)
-    assert (await members.last_heartbeats())["n1"].position == Position(1, 59)
-    assert len(await members.storage("n1", start, start + 3600, 60)) == 60
-    few = await members.storage("n1", start, start + 3600, 6)
+        await observations.keep_heartbeats({"n1": seen}, sample=True)
+    assert (await observations.last_heartbeats())["n1"].position == Position(1, 59)
+    assert len(await observations.storage("n1", start, start + 3600, 60)) == 60
+    few = await observations.storage("n1", start, start + 3600, 6)
     assert 6 <= len(few) <= 7
     assert [used for _, used, _ in few] == sorted(used for _, used, _ in few)
     assert few[-1] == (start + 59 * 60, 59, 941)
-    assert await members.storage("n1", start + 3600, start + 7200, 10) == []
+    assert await observations.storage("n1", start + 3600, start + 7200, 10) == []
 
 
 @pytest_twisted.ensureDeferred

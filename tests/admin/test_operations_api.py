@@ -150,19 +150,21 @@ async def test_a_copy_on_a_node_that_is_down_does_not_count(asked: AskedByHttp) 
 @pytest_twisted.ensureDeferred
 async def test_an_admin_server_that_stopped_is_shown_as_down(asked: AskedByHttp) -> None:
     """Nobody judges admin servers; when one has written down nothing of itself for some time, the others say so."""
-    members = asked.world.catalogue.members
-    await members.put_admin(attrs.evolve(node("admin2"), kind=ServerKind.ADMIN, url="https://admin2", status=Status.RUNNING))
+    observations = asked.world.catalogue.observations
+    await asked.world.catalogue.members.put_admin(
+        attrs.evolve(node("admin2"), kind=ServerKind.ADMIN, url="https://admin2", status=Status.RUNNING)
+    )
 
     def shown() -> dict[str, Any]:
         found: dict[str, Any] = asked.told("GET /api/v1/servers/admin2")
         return found
 
-    await members.keep_own_heartbeat("admin2", asked.world.now, asked.world.catalogue.ledger.position)
+    await observations.keep_own_heartbeat("admin2", asked.world.now, asked.world.catalogue.ledger.position)
     await asked.admin.watch.keep()
     assert (shown()["status"], shown()["used_bytes"]) == ("running", None)
     asked.clock.advance(ADMIN_SILENT_S)
     assert (shown()["status"], shown()["heartbeat_age_s"]) == ("down", ADMIN_SILENT_S)
-    await members.keep_own_heartbeat("admin2", asked.world.now + 1, asked.world.catalogue.ledger.position)
+    await observations.keep_own_heartbeat("admin2", asked.world.now + 1, asked.world.catalogue.ledger.position)
     await asked.admin.watch.keep()
     assert shown()["status"] == "running"
 

@@ -322,19 +322,19 @@ async def test_what_was_seen_is_written_down(watching: Watching) -> None:
     await watching.say("n1", n2=Status.RUNNING)
     watching.pass_(1)
     await watching.watch.keep()
-    members = watching.world.catalogue.members
-    assert [(observer, status) for observer, status, _ in await members.observers_of("n2")] == [
+    observations = watching.world.catalogue.observations
+    assert [(observer, status) for observer, status, _ in await observations.observers_of("n2")] == [
         ("admin1", Status.RUNNING),
         ("n1", Status.RUNNING),
     ]
-    assert (await members.last_heartbeats())["n1"].available_bytes == 7
+    assert (await observations.last_heartbeats())["n1"].available_bytes == 7
     start = watching.world.now
     for _ in range(3):
         watching.clock.advance(SAMPLE_S / 2)
         await watching.duty.look()
         await watching.say("n1")
         await watching.watch.keep()
-    assert len(await members.storage("n1", start, start + 10 * SAMPLE_S, 1000)) == 2
+    assert len(await observations.storage("n1", start, start + 10 * SAMPLE_S, 1000)) == 2
     assert watching.watch.age_of("n1") == 0
     assert watching.watch.age_of("n2") is None
 
@@ -342,19 +342,21 @@ async def test_what_was_seen_is_written_down(watching: Watching) -> None:
 @pytest_twisted.ensureDeferred
 async def test_another_admin_server_is_known_by_what_it_writes_down(watching: Watching) -> None:
     """How long ago that was new here, by this server's own clock: what the other one's clock shows, and does, is all the same."""
-    members = watching.world.catalogue.members
-    await members.put_admin(attrs.evolve(node("admin2"), kind=ServerKind.ADMIN, url="https://admin2", status=Status.RUNNING))
+    observations = watching.world.catalogue.observations
+    await watching.world.catalogue.members.put_admin(
+        attrs.evolve(node("admin2"), kind=ServerKind.ADMIN, url="https://admin2", status=Status.RUNNING)
+    )
     await watching.watch.keep()
     assert watching.watch.admin_age_of("admin2") is None
     position = watching.world.catalogue.ledger.position
     for theirs in (5.0, 10.0, 3.0):
-        await members.keep_own_heartbeat("admin2", theirs, position)
+        await observations.keep_own_heartbeat("admin2", theirs, position)
         await watching.watch.keep()
         assert watching.watch.admin_age_of("admin2") == 0.0
         watching.clock.advance(KEEP_S)
         await watching.watch.keep()
         assert watching.watch.admin_age_of("admin2") == KEEP_S
-    assert (await members.last_heartbeats())["admin1"].at == watching.world.now + watching.clock.seconds()
+    assert (await observations.last_heartbeats())["admin1"].at == watching.world.now + watching.clock.seconds()
 
 
 @pytest_twisted.ensureDeferred
