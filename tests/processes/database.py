@@ -14,7 +14,8 @@ from typing import Any
 
 import psycopg2
 
-from securifile.admin.postgres import DATABASE, ROLE
+from securifile.admin.postgres import DATABASE
+from securifile.admin.postgres_places import ROLE
 from securifile.local.cluster import LocalCluster
 from securifile.local.processes import ServerProcess, eventually, write_atomically
 
