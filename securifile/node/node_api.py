@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from klein import Klein
+from twisted.internet.interfaces import IReactorTime
 
 from securifile.http.downloads import Downloads
 from securifile.http.exchange import Access, Answer, Streamed
@@ -16,10 +17,9 @@ from securifile.http.shared_api import SharedApi
 from securifile.http.targets import Target
 from securifile.model.errors import Code, Refusal
 from securifile.model.servers import ServerKind
-from securifile.node.cluster import Cluster
+from securifile.node.composition import Node
 from securifile.node.draft_api import DraftApi
 from securifile.node.index import Index
-from securifile.node.resumable import Resumable
 from securifile.node.tus_api import TusApi
 from securifile.node.uploads import Uploads
 
@@ -47,30 +47,38 @@ class NodeContents:
 
 
 def node_app(
+    node: Node,
     *,
-    name: str,
-    tls: bool,
-    api: SharedApi,
-    resumable: Resumable,
-    draft: DraftApi,
-    cluster: Cluster,
+    clock: IReactorTime,
     index: Index,
-    metrics: Callable[[], dict[str, float]],
+    tls: bool,
+    more_metrics: Callable[[], dict[str, float]] = dict,
     https_processes: Callable[[], int] = lambda: 0,
 ) -> Any:
     """The resource to serve.
 
     Args:
+        more_metrics: of what is not in the node.
         https_processes: how many fronts take connections now.
     """
+    cluster = node.cluster
+    draft = DraftApi(node.resumable, cluster.roster, node.acting.wall)
+    api = SharedApi(
+        clock=clock,
+        backend=node.acting,
+        authenticator=node.authenticator,
+        lookup=node.lookup,
+        contents=NodeContents(node.downloads, node.uploads, draft),
+        archives=node.archives,
+    )
     app = Klein()
     klein_problems(app)
     api.register(app)
-    TusApi(resumable, cluster.roster, draft).register(app, api)
+    TusApi(node.resumable, cluster.roster, draft).register(app, api)
 
     @app.route("/healthz", methods=["GET", "HEAD"])
     def healthz(request: Request) -> bytes:
-        return _json(request, 200, {"name": name, "alive": True})
+        return _json(request, 200, {"name": node.acting.name, "alive": True})
 
     @app.route("/readyz", methods=["GET", "HEAD"])
     def readyz(request: Request) -> bytes:
@@ -81,7 +89,8 @@ def node_app(
     async def metrics_route(request: Request, access: Access) -> Answer | Streamed:
         if not access.signed_in.person.administrator:
             raise Refusal(Code.FORBIDDEN, "Only administrators may see this.")
-        lines = "".join(f"securifile_{key} {value:.15g}\n" for key, value in metrics().items()).encode("ascii")
+        metrics = {**node_metrics(node, index), **more_metrics()}
+        lines = "".join(f"securifile_{key} {value:.15g}\n" for key, value in metrics.items()).encode("ascii")
         sink = request.start(200, [(b"Content-Type", b"text/plain; version=0.0.4")], len(lines))
         await sink.write(lines)
         sink.finish()
@@ -102,8 +111,9 @@ def node_app(
     return Shortcuts(api.branches, app.resource())
 
 
-def node_metrics(cluster: Cluster, index: Index) -> dict[str, float]:
-    """What `/metrics` tells, by name."""
+def node_metrics(node: Node, index: Index) -> dict[str, float]:
+    """What `/metrics` tells of a node, by name."""
+    cluster = node.cluster
     heartbeat = cluster.compose()
     return {
         "serves": float(cluster.admission.standing().serves),
@@ -116,6 +126,7 @@ def node_metrics(cluster: Cluster, index: Index) -> dict[str, float]:
         "nodes_running": float(len(cluster.roster.running)),
         "admins_known": float(len(cluster.roster.of_kind(ServerKind.ADMIN))),
         **cluster.trips.metrics("heartbeat_trip_seconds"),
+        **node.upkeep.scrub.metrics,
     }
 
 

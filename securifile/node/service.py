@@ -31,7 +31,6 @@ from securifile.certificates.join import JoinToken
 from securifile.http.channel import HttpFactory, http_factory
 from securifile.http.https import HttpsCertificate, https_factory
 from securifile.http.limits import HttpLimits
-from securifile.http.shared_api import SharedApi
 from securifile.memory import give_back_at_rest
 from securifile.model.errors import OutcomeUnknown, Refusal
 from securifile.model.facts import Server, ServerGone
@@ -39,13 +38,12 @@ from securifile.model.servers import HostPort, ServerKind, Status
 from securifile.node.acting import Acting
 from securifile.node.blobs import DiskBlobs
 from securifile.node.composition import Node, Self, Stores
-from securifile.node.draft_api import DraftApi
 from securifile.node.enrolment import Enrolment, Membership
 from securifile.node.fronts.acceptor import Acceptor
 from securifile.node.fronts.supervisor import Fronts
 from securifile.node.fronts.tunnel import NodeEnds, TunnelHttpFactory
 from securifile.node.index import Index
-from securifile.node.node_api import NodeContents, node_app, node_metrics
+from securifile.node.node_api import node_app
 from securifile.node.sentinel.supervisor import Supervisor
 from securifile.node.worker import ThreadWorker
 from securifile.process import CannotStart, say_gone, say_ready, settle, stop_unstarted, take_folder
@@ -283,29 +281,12 @@ class NodeService(Service):
         self, node: Node, index: Index, certificate: HttpsCertificate, traffic: Traffic, blobs: DiskBlobs, lifeline: int
     ) -> None:
         tls = self._options.tls
-        draft = DraftApi(node.resumable, node.cluster.roster, node.acting.wall)
-        api = SharedApi(
-            clock=self._reactor,
-            backend=node.acting,
-            authenticator=node.authenticator,
-            lookup=node.lookup,
-            contents=NodeContents(node.downloads, node.uploads, draft),
-            archives=node.archives,
-        )
         app = node_app(
-            name=node.acting.name,
-            tls=tls,
-            api=api,
-            resumable=node.resumable,
-            draft=draft,
-            cluster=node.cluster,
+            node,
+            clock=self._reactor,
             index=index,
-            metrics=lambda: {
-                **node_metrics(node.cluster, index),
-                **node.upkeep.scrub.metrics,
-                **traffic.metrics,
-                **(self._fronts.metrics if self._fronts is not None else {}),
-            },
+            tls=tls,
+            more_metrics=lambda: {**traffic.metrics, **(self._fronts.metrics if self._fronts is not None else {})},
             https_processes=lambda: self._fronts.ready if self._fronts is not None else 0,
         )
         factory = http_factory(app, self._reactor, HttpLimits(), wall=time.time)

@@ -29,7 +29,6 @@ from securifile.admin.composition import Self as AdminSelf
 from securifile.admin.people import NewPerson
 from securifile.http.channel import http_factory
 from securifile.http.limits import HttpLimits
-from securifile.http.shared_api import SharedApi
 from securifile.model.errors import Code, DatabaseUnavailable, DeadlineExceeded, OutcomeUnknown, PeerUnreachable, Refusal
 from securifile.model.facts import Change, Server, ServerGone
 from securifile.model.ids import Position
@@ -38,9 +37,8 @@ from securifile.model.servers import HostPort, ServerKind, Status
 from securifile.model.settings import ClusterSettings
 from securifile.node.blobs import DiskBlobs
 from securifile.node.composition import Node, Self, Stores
-from securifile.node.draft_api import DraftApi
 from securifile.node.index import Index
-from securifile.node.node_api import NodeContents, node_app, node_metrics
+from securifile.node.node_api import node_app
 from securifile.protocol.connection import PeerIdentity
 from securifile.protocol.messages import RepairSelf
 from securifile.protocol.transport import ControlAndBulkFactory
@@ -537,25 +535,7 @@ class SimulatedCluster:
         self._listen(life, PROTOCOL_PORT, factory)
         await node.start()
         life.node = node
-        draft = DraftApi(node.resumable, node.cluster.roster, node.acting.wall)
-        api = SharedApi(
-            clock=clock,
-            backend=node.acting,
-            authenticator=node.authenticator,
-            lookup=node.lookup,
-            contents=NodeContents(node.downloads, node.uploads, draft),
-            archives=node.archives,
-        )
-        app = node_app(
-            name=machine.name,
-            tls=False,
-            api=api,
-            resumable=node.resumable,
-            draft=draft,
-            cluster=node.cluster,
-            index=index,
-            metrics=lambda: node_metrics(node.cluster, index),
-        )
+        app = node_app(node, clock=clock, index=index, tls=False)
         self._listen(life, HTTP_PORT, http_factory(app, clock, HttpLimits(), wall=clock.wall))
 
     async def _start_admin(self, life: Life) -> None:
