@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import re
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -37,8 +38,8 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 _DONT_NEED = 4
 """What madvise(2) calls MADV_…, from Linux's mman-common.h."""
 
-_UNCHANGED_CODE = re.compile(
-    r"^([0-9a-f]+)-([0-9a-f]+) r-xp \S+ \S+ [1-9]\d* +/.*\n"  # the code of a file
+_UNCHANGED = re.compile(
+    r"^([0-9a-f]+)-([0-9a-f]+) r-[x-]p \S+ \S+ [1-9]\d* +/.*\n"  # a file's content that is not written to
     r"(?:[A-Z].*\n)*?Anonymous: +0 kB$",
     re.MULTILINE,
 )
@@ -67,22 +68,26 @@ def give_back() -> None:
 
 
 def forget_start() -> None:
-    """Have no code of programs and libraries in memory that only the start needed. What is used again comes from the system's cache."""
+    """Have nothing in memory of programs and libraries that only their start needed. What is used again comes from the system's cache.
+
+    Only while there are no threads: another one might be loading a library, whose pages are not what they were when this looked.
+    """
     try:
         mappings = Path("/proc/self/smaps").read_text("utf-8", "surrogateescape")
     except OSError:
         return
-    for start, stop in unchanged_code(mappings):
-        _LIBRARY.madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), _DONT_NEED)
+    if threading.active_count() == 1:
+        for start, stop in unchanged(mappings):
+            _LIBRARY.madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), _DONT_NEED)
 
 
-def unchanged_code(mappings: str) -> Iterable[tuple[int, int]]:
-    """The addresses [start, stop) of code that is in memory as it is in its file.
+def unchanged(mappings: str) -> Iterable[tuple[int, int]]:
+    """The addresses [start, stop) of code and constants that are in memory as they are in their files.
 
     Args:
         mappings: see proc_pid_smaps(5).
     """
-    for mapping in _UNCHANGED_CODE.finditer(mappings):
+    for mapping in _UNCHANGED.finditer(mappings):
         yield int(mapping[1], 16), int(mapping[2], 16)
 
 

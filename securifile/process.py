@@ -22,7 +22,7 @@ from twisted.logger import Logger
 from twisted.python import usage
 from twisted.python.failure import Failure
 
-from securifile.memory import forget_start, give_back
+from securifile.memory import give_back
 
 READY = "ready.json"
 
@@ -122,7 +122,6 @@ def settle() -> None:
     give_back()
     gc.freeze()
     gc.set_threshold(*GARBAGE_THRESHOLDS)
-    forget_start()
 
 
 def say_ready(folder: Path, **what: str) -> None:

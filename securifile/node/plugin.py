@@ -11,7 +11,7 @@ from twisted.python import usage
 from securifile.audit import site
 from securifile.audit.console import readable_console
 from securifile.certificates.join import JoinToken
-from securifile.memory import keep_large_apart
+from securifile.memory import forget_start, keep_large_apart
 from securifile.node.blobs import RESERVE_BYTES
 from securifile.node.enrolment import MEMBERSHIP
 from securifile.node.service import NodeOptions, NodeService
@@ -94,6 +94,7 @@ def makeService(options: Any) -> IService:
     from twisted.internet import reactor
 
     keep_large_apart()
+    forget_start()
     run_on_monotonic_time(reactor)
     service: IService = NodeService(
         reactor,

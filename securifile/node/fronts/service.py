@@ -31,7 +31,7 @@ from securifile.http.identity import BasicCache
 from securifile.http.limits import HttpLimits
 from securifile.http.lookup import Lookup
 from securifile.http.sources import Sources
-from securifile.memory import give_back_at_rest, keep_large_apart
+from securifile.memory import forget_start, give_back_at_rest, keep_large_apart
 from securifile.model.errors import PeerUnreachable
 from securifile.model.servers import HostPort, ServerKind
 from securifile.node.blobs import DiskBlobs
@@ -280,6 +280,7 @@ def run(arguments: list[str]) -> None:
     reactor: Any = global_reactor
     globalLogBeginner.beginLoggingTo([readable_observer(sys.stdout)])
     keep_large_apart()
+    forget_start()
     run_on_monotonic_time(reactor)
     front = Front(reactor, options)
     front.start()
