@@ -14,7 +14,8 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -128,6 +129,26 @@ def _stand_back() -> None:
     """Let this thread come after the reactor's, where threads have priorities of their own."""
     if sys.platform == "linux":
         os.nice(NICENESS)
+
+
+@contextmanager
+def without_interrupting() -> Iterator[None]:
+    """For a job that moves much: whenever its thread wakes for more, whoever has the processor finishes first (SCHED_BATCH, sched(7)).
+
+    One upload with three copies was 1.01 to 1.11 times as fast for it, 16 at once 0.98 to 1.20, with half a dozen threads on two cores. Not
+    for all jobs: of small uploads, whose jobs are short and waited for, there were 0.81 to 0.99 times as many.
+    """
+    if sys.platform != "linux" or os.sched_getscheduler(0) != os.SCHED_OTHER:
+        # Elsewhere there is no such thing for a thread; and what an operator has chosen stays.
+        yield
+        return
+    with suppress(OSError):  # a sandbox may forbid it
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 @implementer(IWorker)

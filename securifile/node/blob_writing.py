@@ -23,6 +23,7 @@ from securifile.node.blob_folder import BlobFolder
 from securifile.node.blob_reading import CheckedSource, DiskBlobReader
 from securifile.node.descriptors import Descriptor, detached
 from securifile.node.sidecars import BLOCK_BYTES, BlockChecksums, checksum_of, vouched_digest
+from securifile.workers import without_interrupting
 
 GATHER_BYTES = 256 * 1024
 """Chunks are gathered to this before they go to the worker: a hop between threads costs as much as writing 64 KiB."""
@@ -122,9 +123,10 @@ class DiskBlobWriter:
 
     def _fill(self, gathered: bytes, receive: Callable[[], memoryview], offset: int) -> int:
         """In the worker."""
-        filled = self._append(gathered, offset) if gathered else 0
-        while piece := receive():
-            filled += self._append(piece, offset + filled)
+        with without_interrupting():
+            filled = self._append(gathered, offset) if gathered else 0
+            while piece := receive():
+                filled += self._append(piece, offset + filled)
         return filled
 
     def finish(self, file: EntryId, version: int, sent: BlobSummary | None = None) -> Deferred[BlobSummary]:

@@ -17,7 +17,7 @@ from twisted.internet.interfaces import IReactorFromThreads
 
 from securifile.model.interfaces import IWorker
 from securifile.node.worker import InlineWorker, ThreadWorker
-from securifile.workers import NICENESS
+from securifile.workers import NICENESS, without_interrupting
 
 
 def threads_of(threads_max: int) -> ThreadWorker:
@@ -142,3 +142,34 @@ async def test_threads_come_after_the_reactors(one: ThreadWorker) -> None:
     there = await one.do(os.getpriority, os.PRIO_PROCESS, 0)
     assert there == min(19, before + NICENESS)
     assert os.getpriority(os.PRIO_PROCESS, 0) == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no policies of their own")
+@pytest_twisted.ensureDeferred
+async def test_a_job_that_moves_much_lets_others_finish(one: ThreadWorker) -> None:
+    """Its thread does not interrupt while it lasts, even if it fails; the next job in it, and the reactor's thread, are as before."""
+
+    def job(*, fails: bool) -> int:
+        with without_interrupting():
+            if fails:
+                raise ValueError
+            return os.sched_getscheduler(0)
+
+    assert await one.do(lambda: job(fails=False)) == os.SCHED_BATCH
+    with pytest.raises(ValueError):
+        await one.do(lambda: job(fails=True))
+    assert await one.do(os.sched_getscheduler, 0) == os.sched_getscheduler(0) == os.SCHED_OTHER
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no policies of their own")
+@pytest_twisted.ensureDeferred
+async def test_what_an_operator_chose_for_the_process_stays(one: ThreadWorker) -> None:
+    """A server that is to have only what others leave of the processors does not take more."""
+
+    def job() -> tuple[int, int]:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        with without_interrupting():
+            within = os.sched_getscheduler(0)
+        return within, os.sched_getscheduler(0)
+
+    assert await one.do(job) == (os.SCHED_IDLE, os.SCHED_IDLE)
