@@ -116,7 +116,8 @@ def _scale(us: SecuriFile, files: Files, counts: Sequence[int], to: Path | None)
 
 
 def measure(row: Row, targets: dict[str, Any], rounds: int) -> Result:
-    """Each server once a round, in turn, so that what happens to the machine happens to all.
+    """Each server once a round, in turn, so that what happens to the machine happens to all; another one begins each round, since a machine
+    may become slower within one.
 
     Who fails is out of this row, not of the next.
     """
@@ -126,7 +127,7 @@ def measure(row: Row, targets: dict[str, Any], rounds: int) -> Result:
         with _counted_out(samples, name, row):
             row.work.prepare(target)
     for number in range(rounds):
-        for name in list(samples):
+        for name in in_turn(list(samples), number):
             os.sync()
             with _counted_out(samples, name, row):
                 samples[name].append(row.work.run(doing[name], number))
@@ -138,6 +139,12 @@ def measure(row: Row, targets: dict[str, Any], rounds: int) -> Result:
     if BEFORE in targets:
         goals += (Goal(measure=Measure.RATIO, against=BEFORE, must=1.0, aim=1.1),)
     return Result(name=row.name, title=row.title, unit=row.unit, goals=goals, samples=samples)
+
+
+def in_turn(names: Sequence[str], number: int) -> list[str]:
+    """The same ones, in the order of round `number`."""
+    first = number % len(names) if names else 0
+    return [*names[first:], *names[:first]]
 
 
 @contextlib.contextmanager

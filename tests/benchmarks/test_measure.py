@@ -62,3 +62,13 @@ def test_our_own_failure_spoils_nothing_of_the_others() -> None:
     """A row that we cannot do is reported as such; the run goes on."""
     targets = {name: Server(name) for name in ("nginx", "Swift", "SecuriFile")}
     assert set(measure(row(Works(SecuriFile=0)), targets, rounds=2).samples) == {"nginx", "Swift"}
+
+
+def test_another_server_begins_each_round() -> None:
+    """On a machine that becomes slower within a round nobody is always last."""
+    targets = {name: Server(name) for name in ("nginx", "Swift", "SecuriFile")}
+    work = Works()
+    measure(row(work), targets, rounds=3)
+    begun = [name for name, step in work.done if step != "prepare"]
+    assert begun[::3] == ["nginx", "Swift", "SecuriFile"]
+    assert all(set(begun[first : first + 3]) == set(targets) for first in (0, 3, 6))
